@@ -1,0 +1,264 @@
+"""Linux system calls that Python does not wrap: fanotify, mounts, open_tree, reflinks.
+
+The only module of the project that uses ctypes. Constants keep the kernel's spelling, one block per uapi header; each wrapper
+raises ``OSError(errno, strerror, path)``. Standard library only: the fd holder and the tests use it too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+c_char_p = ctypes.c_char_p
+libc = ctypes.CDLL(None, use_errno=True)
+
+# <sys/mount.h>, include/uapi/linux/mount.h
+MS_RDONLY = 0x1
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MS_REMOUNT = 0x20
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 0x2
+UMOUNT_NOFOLLOW = 0x8
+FSOPEN_CLOEXEC = 0x1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+FSMOUNT_CLOEXEC = 0x1
+MOUNT_ATTR_RDONLY = 0x1
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+
+# include/uapi/asm-generic/unistd.h: the same numbers on every architecture since Linux 5.2
+SYS_move_mount = 429
+SYS_fsopen = 430
+SYS_fsconfig = 431
+SYS_fsmount = 432
+
+# include/uapi/linux/fanotify.h
+FAN_CLOEXEC = 0x1
+FAN_NONBLOCK = 0x2
+FAN_CLASS_PRE_CONTENT = 0x8
+FAN_UNLIMITED_QUEUE = 0x10
+FAN_UNLIMITED_MARKS = 0x20
+FAN_MARK_ADD = 0x1
+FAN_MARK_REMOVE = 0x2
+FAN_PRE_ACCESS = 0x0010_0000
+FAN_Q_OVERFLOW = 0x4000
+FAN_ALLOW = 0x01
+FAN_DENY = 0x02
+FAN_ERRNO_SHIFT = 24
+FAN_NOFD = -1
+FAN_EVENT_INFO_TYPE_RANGE = 6
+FANOTIFY_METADATA_VERSION = 3
+
+# include/uapi/linux/fs.h: _IOW(0x94, 9, int)
+FICLONE = 0x4004_9409
+# include/uapi/linux/falloc.h
+FALLOC_FL_KEEP_SIZE = 0x1
+FALLOC_FL_PUNCH_HOLE = 0x2
+
+AT_FDCWD = -100
+
+#: struct fanotify_event_metadata: event_len, vers, reserved, metadata_len, mask, fd, pid
+EVENT_METADATA = struct.Struct("<IBBHQii")
+#: struct fanotify_event_info_range: hdr.info_type, hdr.pad, hdr.len, pad, offset, count
+EVENT_INFO_RANGE = struct.Struct("<BBHIQQ")
+#: struct fanotify_response: fd, response
+RESPONSE = struct.Struct("<iI")
+assert (EVENT_METADATA.size, EVENT_INFO_RANGE.size, RESPONSE.size) == (24, 24, 8)
+
+libc.mount.argtypes = (c_char_p, c_char_p, c_char_p, ctypes.c_ulong, c_char_p)
+libc.mount.restype = ctypes.c_int
+libc.umount2.argtypes = (c_char_p, ctypes.c_int)
+libc.umount2.restype = ctypes.c_int
+libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
+libc.fanotify_init.restype = ctypes.c_int
+libc.fanotify_mark.argtypes = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, c_char_p)
+libc.fanotify_mark.restype = ctypes.c_int
+libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+libc.fallocate.restype = ctypes.c_int
+libc.syscall.restype = ctypes.c_long
+
+
+def _checked(result: int, path: str | os.PathLike[str] | None = None) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), None if path is None else os.fspath(path))
+    return result
+
+
+def mount(source: str, target: Path, fstype: str, flags: int = 0, data: str = "") -> None:
+    """mount(2). ``data`` is limited to one page by the kernel."""
+    args = (os.fsencode(source), os.fsencode(target), fstype.encode(), flags, data.encode() or None)
+    _checked(libc.mount(*args), target)
+
+
+def umount(target: Path, flags: int = 0) -> None:
+    """umount2(2), never following a symbolic link."""
+    _checked(libc.umount2(os.fsencode(target), flags | UMOUNT_NOFOLLOW), target)
+
+
+def _fsopen(fstype: str) -> int:
+    return _checked(libc.syscall(ctypes.c_long(SYS_fsopen), c_char_p(fstype.encode()), ctypes.c_uint(FSOPEN_CLOEXEC)))
+
+
+def _fsconfig(fd: int, command: int, key: bytes | None, value: bytes | None) -> None:
+    call = (ctypes.c_long(SYS_fsconfig), ctypes.c_int(fd), ctypes.c_uint(command), c_char_p(key), c_char_p(value))
+    try:
+        _checked(libc.syscall(*call, ctypes.c_int(0)))
+    except OSError as error:
+        detail = _fs_context_log(fd) or (key or b"create").decode()
+        raise OSError(error.errno, f"{error.strerror}: {detail}") from None
+
+
+def _fs_context_log(fd: int) -> str:
+    """What the kernel has to say about a mount that failed (fsopen(2): messages are read from the context's fd)."""
+    lines = []
+    with suppress(OSError):
+        while True:
+            lines.append(os.read(fd, 4096).decode(errors="replace").strip())
+    return "; ".join(lines)
+
+
+def mount_new(fstype: str, target: Path, options: Sequence[tuple[str, str | os.PathLike[str] | None]]) -> None:
+    """Mount read-only by fsopen(2)/fsconfig(2)/fsmount(2)/move_mount(2), which have no limit on the length of the options.
+
+    ``options`` are set in order; a value of ``None`` makes a flag. Raises OSError with the kernel's own message.
+    """
+    context = _fsopen(fstype)
+    try:
+        for key, value in options:
+            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+            _fsconfig(context, command, key.encode(), None if value is None else os.fsencode(value))
+        _fsconfig(context, FSCONFIG_SET_FLAG, b"ro", None)
+        _fsconfig(context, FSCONFIG_CMD_CREATE, None, None)
+        attributes = ctypes.c_uint(MOUNT_ATTR_RDONLY)
+        call = (ctypes.c_long(SYS_fsmount), ctypes.c_int(context), ctypes.c_uint(FSMOUNT_CLOEXEC), attributes)
+        mounted = _checked(libc.syscall(*call), target)
+    finally:
+        os.close(context)
+    try:
+        _move_mount(mounted, target)
+    finally:
+        os.close(mounted)
+
+
+def _move_mount(mounted: int, target: Path) -> None:
+    source = (ctypes.c_int(mounted), c_char_p(b""))
+    destination = (ctypes.c_int(AT_FDCWD), c_char_p(os.fsencode(target)))
+    flags = ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH)
+    _checked(libc.syscall(ctypes.c_long(SYS_move_mount), *source, *destination, flags), target)
+
+
+def mount_erofs(metadata: Path, devices: Sequence[Path], target: Path) -> None:
+    """Mount an EROFS image from files (Linux >= 6.12), read-only; ``devices`` are its extra devices, in slot order.
+
+    mount(8) would put a loop device in between, hence the system call. A pre-content mark on a device must be there before this
+    opens the device: the kernel decides at open(2) whether a file raises such events.
+    """
+    mount_new("erofs", target, [("source", metadata), *(("device", device) for device in devices)])
+
+
+@dataclass(frozen=True, slots=True)
+class PreAccess:
+    """A reader waits: bytes [offset, offset + count) of the file behind ``fd`` are about to be read."""
+
+    fd: int
+    pid: int
+    offset: int
+    count: int
+
+
+def fanotify_init_pre_content() -> int:
+    """A notification group for pre-content events; its fd is non-blocking and close-on-exec. Events open files read-only."""
+    flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
+    return _checked(libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_LARGEFILE", 0)))
+
+
+def fanotify_mark(group: int, path: Path, *, remove: bool = False) -> None:
+    """Set or remove the FAN_PRE_ACCESS mark of one file."""
+    action = FAN_MARK_REMOVE if remove else FAN_MARK_ADD
+    _checked(libc.fanotify_mark(group, action, FAN_PRE_ACCESS, AT_FDCWD, os.fsencode(path)), path)
+
+
+def parse_events(buffer: bytes) -> Iterator[PreAccess]:
+    """The pre-access events in what read(2) on a group returned. An event without a range asks for the whole file."""
+    position = 0
+    while position + EVENT_METADATA.size <= len(buffer):
+        length, version, _, header, mask, fd, pid = EVENT_METADATA.unpack_from(buffer, position)
+        if version != FANOTIFY_METADATA_VERSION or length < header:
+            raise OSError(errno.EPROTO, f"fanotify event of version {version}, length {length}")
+        if mask & FAN_PRE_ACCESS and fd != FAN_NOFD:
+            offset, count = _event_range(buffer, position + header, position + length)
+            yield PreAccess(fd, pid, offset, count)
+        position += length
+
+
+def _event_range(buffer: bytes, position: int, end: int) -> tuple[int, int]:
+    while position + 4 <= end:
+        kind, _, length = struct.unpack_from("<BBH", buffer, position)
+        if kind == FAN_EVENT_INFO_TYPE_RANGE and length >= EVENT_INFO_RANGE.size:
+            return EVENT_INFO_RANGE.unpack_from(buffer, position)[4:6]
+        position += max(length, 4)
+    return 0, 1 << 62
+
+
+def fanotify_respond(group: int, fd: int, error: int = 0) -> bool:
+    """Let the reader behind an event's ``fd`` go on, or fail its read with ``error`` (an errno).
+
+    False when the group has no such event: it was answered before.
+    """
+    answer = FAN_DENY | (error & 0xFF) << FAN_ERRNO_SHIFT if error else FAN_ALLOW
+    try:
+        os.write(group, RESPONSE.pack(fd, answer))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the blocks of a range back to the file system; the range reads as zeros afterwards."""
+    _checked(libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))
+
+
+def reflink(source: int, destination: int) -> None:
+    """Share all of a file's blocks with another (FICLONE); OSError where the file system cannot."""
+    fcntl.ioctl(destination, FICLONE, source)
+
+
+def mounts_below(directory: Path) -> list[tuple[Path, str]]:
+    """(mount point, file system type) of every mount at or below a directory, the deepest last in mount order."""
+    top = os.path.realpath(directory)
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split(" ")
+        point = _unescape(fields[4])
+        if point == top or point.startswith(top + "/"):
+            found.append((Path(point), fields[fields.index("-") + 1]))
+    return found
+
+
+def _unescape(field: str) -> str:
+    """Undo mountinfo's octal escapes of blank, tab, newline and backslash."""
+    for code in ("040", "011", "012", "134"):
+        field = field.replace("\\" + code, chr(int(code, 8)))
+    return field
+
+
+@contextmanager
+def mounted_erofs(metadata: Path, devices: Sequence[Path], target: Path) -> Iterator[Path]:
+    """:func:`mount_erofs` for the length of a ``with`` block."""
+    mount_erofs(metadata, devices, target)
+    try:
+        yield target
+    finally:
+        umount(target)
