@@ -1,7 +1,7 @@
 """Linux system calls that Python does not wrap: fanotify, mounts, open_tree, reflinks.
 
-The only module of the project that uses ctypes. Constants keep the kernel's spelling, one block per uapi header; each wrapper
-raises ``OSError(errno, strerror, path)``. Standard library only: the fd holder and the tests use it too.
+The only module of the project that uses ctypes. Constants keep the kernel's spelling, one block per uapi header; each
+wrapper raises ``OSError(errno, strerror, path)``. Standard library only: the fd holder and the tests use it too.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _fs_context_log(fd: int) -> str:
 
 
 def mount_new(fstype: str, target: Path, options: Sequence[tuple[str, str | os.PathLike[str] | None]]) -> None:
-    """Mount read-only by fsopen(2)/fsconfig(2)/fsmount(2)/move_mount(2), which have no limit on the length of the options.
+    """Mount read-only by fsopen(2), fsconfig(2), fsmount(2), move_mount(2): no limit on the length of the options.
 
     ``options`` are set in order; a value of ``None`` makes a flag. Raises OSError with the kernel's own message.
     """
@@ -162,8 +162,8 @@ def _move_mount(mounted: int, target: Path) -> None:
 def mount_erofs(metadata: Path, devices: Sequence[Path], target: Path) -> None:
     """Mount an EROFS image from files (Linux >= 6.12), read-only; ``devices`` are its extra devices, in slot order.
 
-    mount(8) would put a loop device in between, hence the system call. A pre-content mark on a device must be there before this
-    opens the device: the kernel decides at open(2) whether a file raises such events.
+    mount(8) would put a loop device in between, hence the system call. A pre-content mark on a device must be there
+    before this opens the device: the kernel decides at open(2) whether a file raises such events.
     """
     mount_new("erofs", target, [("source", metadata), *(("device", device) for device in devices)])
 
@@ -179,7 +179,7 @@ class PreAccess:
 
 
 def fanotify_init_pre_content() -> int:
-    """A notification group for pre-content events; its fd is non-blocking and close-on-exec. Events open files read-only."""
+    """A notification group for pre-content events; its fd is non-blocking, close-on-exec."""
     flags = FAN_CLASS_PRE_CONTENT | FAN_CLOEXEC | FAN_NONBLOCK | FAN_UNLIMITED_QUEUE | FAN_UNLIMITED_MARKS
     return _checked(libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_LARGEFILE", 0)))
 
