@@ -1,0 +1,150 @@
+"""`fastpull-snapshotter` as a child process: it can be killed and started again over the same state."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fastpull.lab import mounts
+from fastpull.lab.mounts import Mount
+from fastpull.lab.process import LabError, Service, wait_until
+from fastpull.lab.workspace import Workspace, describe, kill_all
+
+_PROGRAM = "fastpull-snapshotter"
+
+
+def _program() -> list[str]:
+    """The daemon installed beside the running Python."""
+    script = Path(sys.executable).with_name(_PROGRAM)
+    return [str(script)] if script.exists() else [sys.executable, "-m", "fastpull.daemon"]
+
+
+class Daemon:
+    """The snapshotter with its root, run directory and socket in the workspace.
+
+    `left` lists after the end what was there beside the layers' own mounts, which outlive the daemon by design.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        *,
+        containerd_address: Path,
+        config: str = "",
+        extra: Sequence[str] = (),
+        name: str = "f",
+    ) -> None:
+        self.dir = workspace.directory(name)
+        self.root = self.dir / "root"
+        self.run_dir = self.dir / "run"
+        self.address = self.run_dir / "fastpull.sock"
+        self.config = self.dir / "config.toml"
+        self.log = self.dir / "daemon.log"
+        self.left: list[str] = []
+        self.config.write_text(config)
+        flags = {
+            "--root": self.root,
+            "--run-dir": self.run_dir,
+            "--address": self.address,
+            "--config": self.config,
+            "--containerd-address": containerd_address,
+            "--log-level": "debug",
+        }
+        argv = [*_program(), *(str(word) for pair in flags.items() for word in pair), *extra]
+        self._service = Service(argv, log=self.log, env={**workspace.env, "DOCKER_CONFIG": str(self.dir / "docker")})
+
+    def __repr__(self) -> str:
+        return f"<Daemon {self.address}>"
+
+    @property
+    def proxy(self) -> tuple[Path, Path]:
+        """Socket and root, as `Containerd(proxies=...)` takes them."""
+        return self.address, self.root
+
+    @property
+    def pid(self) -> int:
+        return self._service.pid
+
+    def running(self) -> bool:
+        return self._service.running()
+
+    def start(self) -> None:
+        """Start and wait for the socket; a socket file that a dead daemon left does not count."""
+        self._service.start()
+        self._service.wait_ready(self._listening, timeout_s=30)
+
+    def _listening(self) -> bool:
+        return any(line.split()[-1] == str(self.address) for line in _listening_sockets())
+
+    def stop(self, *, timeout_s: float = 15) -> None:
+        """SIGTERM: a clean stop. The mounts and the keeper stay, and containers go on."""
+        self._service.stop(timeout_s=timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL of the daemon alone; the keeper lives."""
+        self._service.kill()
+
+    def restart(self, *, kill: bool = False) -> None:
+        if kill:
+            self.kill()
+        else:
+            self.stop()
+        self.start()
+
+    def keeper_pid(self) -> int | None:
+        """Process id of the keeper, or None when there is none."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return int((self.run_dir / "keeper.pid").read_text())
+        return None
+
+    def mounted_layers(self) -> list[Mount]:
+        """The layers' file systems that are mounted now."""
+        return [mount for mount in mounts.below(self.root) if mount.point.endswith("/fs") and "/layers/" in mount.point]
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self._service.kill()
+            self._end_keeper()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        expected = {mount.point for mount in self.mounted_layers()}
+        # The keeper must outlive the mounts: without it the kernel would let every waiting read go on.
+        for found in mounts.unmount_below(self.root):
+            if found.point not in expected:
+                self.left.append(f"mount {found.kind} on {found.point}")
+        self._end_keeper()
+
+    def _end_keeper(self) -> None:
+        pid = self.keeper_pid()
+        if pid is None or not Path(f"/proc/{pid}").exists():
+            return
+        os.kill(pid, signal.SIGTERM)
+        try:
+            wait_until(lambda: _ended(pid), what=f"keeper {describe(pid)}", timeout_s=5)
+        except LabError as stubborn:
+            self.left.append(str(stubborn))
+            kill_all([pid])
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def _listening_sockets() -> list[str]:
+    """Lines of /proc/net/unix whose socket accepts connections: flags 00010000 (__SO_ACCEPTCON), with a path."""
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    return [line for line in lines if line.split()[3] == "00010000" and "/" in line]
