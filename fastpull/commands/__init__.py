@@ -1,0 +1,1 @@
+"""One module per subcommand; each offers a click command named like the subcommand."""

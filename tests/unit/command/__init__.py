@@ -1,0 +1,1 @@
+"""Tests of the `fastpull` command that need neither root nor a container runtime."""
