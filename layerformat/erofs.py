@@ -1,8 +1,8 @@
 """EROFS on-disk definitions, in the spelling of Linux `fs/erofs/erofs_fs.h`, and the subset of them that we write.
 
 https://docs.kernel.org/filesystems/erofs.html. The subset: 4 KiB blocks; one extra device, the layer's tar; extended
-inodes; regular files chunk-based with one chunk index; directories and symlinks flat, the last partial block inline where
-it fits; extended attributes inline. docs/FORMAT.md states it in full.
+inodes; regular files chunk-based with one chunk index; directories and symlinks flat, the last partial block inline
+where it fits; extended attributes inline. docs/FORMAT.md states it in full.
 """
 
 import stat
@@ -87,7 +87,7 @@ MAX_XATTR_ICOUNT: Final = 0xFFFF
 
 
 class Inode(NamedTuple):
-    """struct erofs_inode_extended. A NamedTuple, not a dataclass: tens of thousands are unpacked when a layer is admitted."""
+    """struct erofs_inode_extended. A NamedTuple, not a dataclass: a layer's admission unpacks tens of thousands."""
 
     i_format: int
     i_xattr_icount: int
@@ -136,7 +136,7 @@ _CRC32C: Final = _crc32c_table()
 
 
 def checksum(first_block: bytes | bytearray) -> int:
-    """The super block's checksum: crc32c (seed ~0, not inverted) of the first block from 1024 on, the field itself 0."""
+    """The super block's checksum: crc32c (seed ~0, not inverted) of the first block from 1024 on, the field as 0."""
     data = bytearray(first_block[EROFS_SUPER_OFFSET:BLOCK])
     data[4:8] = bytes(4)
     crc = 0xFFFFFFFF

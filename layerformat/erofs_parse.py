@@ -156,8 +156,9 @@ def parse_chunk(image: bytes, place: Place, device_blocks: int) -> tuple[int, in
 def parse_symlink(image: bytes, place: Place) -> bytes:
     """The target of a symlink."""
     size = place.inode.i_size
-    if not 0 < size <= MAX_PATH_BYTES or place.inode.i_format == FORMAT_CHUNK:
-        raise FormatError(f"EROFS inode {place.nid}: symlink of {size} bytes or chunked")
+    _check_flat(place)
+    if not 0 < size <= MAX_PATH_BYTES:
+        raise FormatError(f"EROFS inode {place.nid}: symlink of {size} bytes")
     at = place.inline_at if place.inode.i_format == FORMAT_INLINE else place.blocks_at
     target = image[at : at + size]
     if 0 in target or any(image[place.blocks_at + size : place.blocks_end]):
@@ -167,8 +168,7 @@ def parse_symlink(image: bytes, place: Place) -> bytes:
 
 def parse_directory(image: bytes, place: Place) -> Iterator[Dirent]:
     """Every name, "." and ".." included, checked to be valid and in strict order."""
-    if place.inode.i_format == FORMAT_CHUNK or not place.inode.i_size:
-        raise FormatError(f"EROFS inode {place.nid}: directory that is chunked or empty")
+    _check_flat(place)
     last = b""
     for block in _directory_blocks(image, place):
         for dirent in _parse_dirents(block, place.nid):
@@ -177,6 +177,13 @@ def parse_directory(image: bytes, place: Place) -> Iterator[Dirent]:
                 raise FormatError(f"EROFS inode {place.nid}: name {name[:40]!r} is invalid or out of order")
             last = name
             yield dirent
+
+
+def _check_flat(place: Place) -> None:
+    """What directories and symlinks have in common."""
+    inode = place.inode
+    if inode.i_format == FORMAT_CHUNK or not inode.i_size or (inode.i_u and not place.blocks_end):
+        raise FormatError(f"EROFS inode {place.nid}: directory or symlink that is chunked, empty or misplaced")
 
 
 def _directory_blocks(image: bytes, place: Place) -> Iterator[bytes]:

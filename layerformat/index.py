@@ -20,7 +20,7 @@ MAGIC: Final = b"fastpull"
 HEADER: Final = struct.Struct("<8sII32sQQQQQ8s")
 assert HEADER.size == 96
 
-MAX_METADATA_BYTES: Final = 1 << 30
+MAX_METADATA_BYTES: Final = 512 << 20  # some four million files
 MAX_INDEX_BYTES: Final = (1 << 32) - 1  # a skippable frame's limit
 _RATIO_SLACK: Final = 64 << 10
 _MAX_RATIO: Final = (
@@ -53,7 +53,7 @@ def decode_index(data: bytes) -> Index:
     """The index whose payload is `data`, validated in full: nothing in it is left for the kernel to find out.
 
     Raises FormatError, never anything else, for whatever is malformed or hostile. CPU bound (about 10 us a file): not
-    for an event loop. Memory is bounded by 256 times `data` and by 1 GiB.
+    for an event loop. Memory is bounded by 256 times `data` and by 512 MiB.
     """
     if not HEADER.size <= len(data) <= MAX_INDEX_BYTES:
         raise FormatError(f"index of {len(data)} bytes")
