@@ -10,8 +10,8 @@ finds it set knows that there may be events of unknown numbers, all below the li
 (``floor``). It occupies every number below it, and answers them all when each layer that was incomplete at that time
 is complete: late, but never wrongly.
 
-Layout, native byte order: a header of 4096 bytes (magic u64, reading u64, floor u64), then SLOTS slots of 24 bytes
-(inode u64, offset u64, count u64); inode 0 marks a free slot.
+Layout, native byte order: a header of 4096 bytes (magic, reading, floor, limit: u64 each), then SLOTS slots of 24 bytes
+(inode, offset, count: u64 each); inode 0 marks a free slot.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from dataclasses import dataclass
 MAGIC = 0x6661_7374_6A72_6E31
 HEADER_BYTES = 4096
 SLOTS = 1 << 18
-_HEADER = struct.Struct("=QQQ")
+_HEADER = struct.Struct("=QQQQ")
 _SLOT = struct.Struct("=QQQ")
 _WORD = struct.Struct("=Q")
-_READING_AT, _FLOOR_AT = 8, 16
+_READING_AT, _FLOOR_AT, _LIMIT_AT = 8, 16, 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Journal:
     def __init__(self, fd: int) -> None:
         """Map the journal behind ``fd``, which stays the caller's; ValueError when it is none of this version."""
         self._map = mmap.mmap(fd, HEADER_BYTES + SLOTS * _SLOT.size)
-        magic, _, _ = _HEADER.unpack_from(self._map)
+        magic, *_ = _HEADER.unpack_from(self._map)
         if magic != MAGIC:
             raise ValueError(f"event journal: magic {magic:#x}")
 
@@ -56,7 +56,7 @@ class Journal:
         """A new, empty journal: its descriptor. Pages that are never written take no memory."""
         fd = os.memfd_create("fastpull-journal", os.MFD_CLOEXEC)
         os.ftruncate(fd, HEADER_BYTES + SLOTS * _SLOT.size)
-        os.pwrite(fd, _HEADER.pack(MAGIC, 0, 0), 0)
+        os.pwrite(fd, _HEADER.pack(MAGIC, 0, 0, 0), 0)
         return fd
 
     def begin_read(self) -> None:
@@ -80,6 +80,15 @@ class Journal:
     @floor.setter
     def floor(self, number: int) -> None:
         _WORD.pack_into(self._map, _FLOOR_AT, number)
+
+    @property
+    def limit(self) -> int:
+        """The limit of open files of the daemon that last wrote: every event it took has a number below."""
+        return int(_WORD.unpack_from(self._map, _LIMIT_AT)[0])
+
+    @limit.setter
+    def limit(self, number: int) -> None:
+        _WORD.pack_into(self._map, _LIMIT_AT, number)
 
     def record(self, fd: int, inode: int, offset: int, count: int) -> None:
         """An event was taken."""

@@ -75,6 +75,16 @@ def decode_index(data: bytes) -> Index:
     return Index(diff_id=DiffID(digest_from_raw(diff_id)), frames=frames, metadata=metadata)
 
 
+def frame_table(data: bytes) -> FrameTable:
+    """Only the frame table of an index that `decode_index` accepted before: no metadata is decompressed or validated."""
+    if len(data) < HEADER.size:
+        raise FormatError(f"index of {len(data)} bytes")
+    *_, count, _, stored, _ = HEADER.unpack_from(data)
+    if HEADER.size + stored + count * ROW.size != len(data):
+        raise FormatError("index: its parts do not make its size")
+    return FrameTable.decode(memoryview(data)[HEADER.size + stored :])
+
+
 def open_index(data: bytes, ref: LayerRef) -> Index:
     """The index of the layer `ref` from what was read at its place in the blob: digest checked first, then everything.
 

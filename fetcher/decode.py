@@ -1,0 +1,99 @@
+"""From the bytes of a range request to verified frames in a layer file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import zstandard
+
+from fetcher.layer import Layer
+from layerformat.errors import FormatError
+from layerformat.frames import Frame, decode_frame
+
+#: Frames nobody waits for are handed to a worker in batches of about this many uncompressed bytes.
+BATCH_BYTES = 1 << 20
+
+
+class FrameAssembler:
+    """Cuts a run of neighbouring frames out of a stream of chunks."""
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self._frames = frames
+        self._next = 0
+        self._buffer = bytearray()
+
+    @property
+    def received_to(self) -> int:
+        """Offset in the blob up to which bytes have come."""
+        if self._next == len(self._frames):
+            return self._frames[-1].offset + self._frames[-1].size
+        return self._frames[self._next].offset + len(self._buffer)
+
+    def feed(self, chunk: bytes) -> list[tuple[Frame, bytes]]:
+        """The frames that are whole now, each with its compressed bytes."""
+        self._buffer += chunk
+        whole: list[tuple[Frame, bytes]] = []
+        position = 0
+        while self._next < len(self._frames):
+            frame = self._frames[self._next]
+            if len(self._buffer) - position < frame.size:
+                break
+            whole.append((frame, bytes(memoryview(self._buffer)[position : position + frame.size])))
+            position += frame.size
+            self._next += 1
+        if position:
+            del self._buffer[:position]
+        return whole
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What became of a batch: frames written, frames whose bytes were wrong, and the disk's complaint, if any."""
+
+    written: list[Frame] = field(default_factory=list)
+    wrong: list[Frame] = field(default_factory=list)
+    disk_error: OSError | None = None
+
+
+class DecodePool:
+    """Threads that decompress, verify and write frames; the interpreter's lock is free during all three."""
+
+    def __init__(self, workers: int) -> None:
+        self._executor = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "decode")
+        self._local = threading.local()
+
+    async def decode(self, layer: Layer, batch: Sequence[tuple[Frame, bytes]]) -> Decoded:
+        """Bring a batch into the layer file. Does not mark the frames present: that is the event loop's."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._decode, layer, batch)
+
+    def _decode(self, layer: Layer, batch: Sequence[tuple[Frame, bytes]]) -> Decoded:
+        result = Decoded()
+        for frame, compressed in batch:
+            try:
+                data = decode_frame(frame, compressed, self._decompressor())
+            except FormatError:
+                result.wrong.append(frame)
+                continue
+            try:
+                layer.write_frame(frame, data)
+            except OSError as error:
+                result.disk_error = error
+                break
+            result.written.append(frame)
+        return result
+
+    def _decompressor(self) -> zstandard.ZstdDecompressor:
+        try:
+            decompressor: zstandard.ZstdDecompressor = self._local.decompressor
+        except AttributeError:
+            decompressor = self._local.decompressor = zstandard.ZstdDecompressor()
+        return decompressor
+
+    def close(self) -> None:
+        """Wait for what is under way, then end the threads."""
+        self._executor.shutdown()

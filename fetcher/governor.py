@@ -1,0 +1,430 @@
+"""The node's one fetch scheduler: faults first, then the profile, then the rest, at line rate.
+
+All decisions happen on the event loop, synchronously, in :meth:`Governor._pump`; a run is then carried out by a task
+of its own. See ``docs/concurrency.md`` for who may touch what, and when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+
+from fetcher.decode import BATCH_BYTES, DecodePool, FrameAssembler
+from fetcher.layer import Layer, is_disk_full
+from fetcher.model import GovernorConfig, Priority
+from fetcher.queues import LayerQueue, Run, Waiter
+from fetcher.registry import Origin, RegistryClient, RegistryError, is_transient
+from fetcher.tasks import TaskSet
+from layerformat.frames import Frame
+
+log = structlog.get_logger(__name__)
+
+#: A frame that came wrong this often from each of its origins is given up.
+TRIES_PER_ORIGIN = 2
+#: How long a layer whose sources all failed for good makes its readers wait before it fails them.
+HOPELESS_DEADLINE_S = 10.0
+#: Batches a run may have at the decoders before it stops reading from its socket.
+PENDING_BATCHES = 4
+RATE_WINDOW_S = 3.0
+
+
+class SourceFailure(Exception):
+    """No origin gave a run's frames. ``down``: they could not be asked; ``hopeless``: waiting will not mend that."""
+
+    def __init__(self, message: str, *, down: bool, hopeless: bool) -> None:
+        super().__init__(message)
+        self.down = down
+        self.hopeless = hopeless
+
+
+@dataclass(slots=True)
+class Meter:
+    """Compressed bytes received, by priority, and the rate over the last seconds."""
+
+    bytes: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
+    _window: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, priority: Priority, count: int) -> None:
+        """Bytes came."""
+        self.bytes[priority] += count
+        now = time.monotonic()
+        if self._window and now - self._window[-1][0] < 0.1:
+            self._window[-1] = (self._window[-1][0], self._window[-1][1] + count)
+            return
+        self._window.append((now, count))
+        while self._window[0][0] < now - RATE_WINDOW_S:
+            self._window.pop(0)
+
+    def rate_bytes_per_s(self) -> float:
+        """Over the last :data:`RATE_WINDOW_S`."""
+        now = time.monotonic()
+        return sum(count for at, count in self._window if at >= now - RATE_WINDOW_S) / RATE_WINDOW_S
+
+
+class Governor:
+    """Fetches frames of all layers of a node. An async context manager; leaving it ends all work."""
+
+    def __init__(self, client: RegistryClient, config: GovernorConfig, *, on_complete: Callable[[Layer], None]) -> None:
+        self._client = client
+        self._config = config
+        self._on_complete = on_complete
+        self._queues: dict[str, LayerQueue] = {}
+        self._layer_tasks: dict[str, TaskSet] = {}
+        self._meters: dict[str, Meter] = {}
+        self._prefetch: dict[tuple[str, int], None] = {}
+        self._active = dict.fromkeys(Priority, 0)
+        self._decoders = DecodePool(config.decode_workers)
+        self._blocked_until: dict[str, float] = {}
+        self._free_checked = (0.0, True)
+        self.meter = Meter()
+        self.fault_count = 0
+        self.fault_wait_s = 0.0
+
+    async def __aenter__(self) -> Governor:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Readers are not answered: they wait for the next daemon."""
+        for digest in list(self._queues):
+            await self._withdraw(digest)
+        await asyncio.to_thread(self._decoders.close)
+
+    # What the data planes and the layer store ask for.
+
+    def add(self, layer: Layer) -> None:
+        """Layers must be added before anything is asked of them; ``layer.fill_fd`` must be open."""
+        if layer.digest not in self._queues:
+            self._queues[layer.digest] = LayerQueue(layer, self._config)
+            self._layer_tasks[layer.digest] = TaskSet()
+            self._meters[layer.digest] = Meter()
+
+    async def drop(self, digest: str) -> None:
+        """Stop all work for a layer at once and fail its readers; returns when nothing writes to it any more."""
+        queue = await self._withdraw(digest)
+        if queue is not None:
+            self._reply(queue.waiting, errno.EIO)
+            self._pump()
+
+    async def _withdraw(self, digest: str) -> LayerQueue | None:
+        queue = self._queues.pop(digest, None)
+        if queue is not None:
+            for key in [key for key in self._prefetch if key[0] == digest]:
+                del self._prefetch[key]
+            await self._layer_tasks.pop(digest).cancel()
+        return queue
+
+    def demand(self, layer: Layer, numbers: Sequence[int], reply: Callable[[int], None]) -> None:
+        """A reader waits for absent frames; ``reply`` is called with 0 when they are present, else with an errno."""
+        queue = self._queues[layer.digest]
+        waiter = Waiter(reply, time.monotonic())
+        self.fault_count += 1
+        queue.add_waiter(numbers, waiter)
+        self._pump()
+
+    def prefetch(self, wanted: Iterable[tuple[Layer, int]]) -> None:
+        """Frames that will be needed soon, in that order, behind all faults and before all filling."""
+        for layer, number in wanted:
+            if layer.digest in self._queues and number not in layer.present:
+                self._prefetch[layer.digest, number] = None
+        self._pump()
+
+    def fill(self, layer: Layer) -> None:
+        """Fetch all of the layer in the background."""
+        self._queues[layer.digest].filling = True
+        self._pump()
+
+    def stop_filling(self, layer: Layer) -> None:
+        """Fetch only what is read from now on; requests under way are ended."""
+        queue = self._queues.get(layer.digest)
+        if queue is not None:
+            queue.filling = False
+
+    def waiting(self, digest: str) -> int:
+        """How many reads wait for a layer."""
+        queue = self._queues.get(digest)
+        return len(queue.waiting) if queue else 0
+
+    def fetched(self, digest: str) -> dict[str, int]:
+        """Compressed bytes received for a layer, by priority."""
+        meter = self._meters.get(digest)
+        return {str(priority): count for priority, count in meter.bytes.items()} if meter else {}
+
+    # Deciding.
+
+    def _pump(self) -> None:
+        """Start as many runs as there is room and work for, the most urgent first."""
+        while self._active[Priority.FAULT] < self._config.fault_streams and (run := self._next_fault()):
+            self._start(run)
+        while self._background_streams() < self._config.streams and (run := self._next_background()):
+            self._start(run)
+
+    def _background_streams(self) -> int:
+        return self._active[Priority.PREFETCH] + self._active[Priority.FILL]
+
+    def _next_fault(self) -> Run | None:
+        now = time.monotonic()
+        for digest, queue in self._queues.items():
+            if self._blocked_until.get(digest, 0.0) <= now and (run := queue.take_fault_run()):
+                return run
+        return None
+
+    def _next_background(self) -> Run | None:
+        if (run := self._next_prefetch()) is not None:
+            return run
+        if not self._has_free_space():
+            return None
+        now = time.monotonic()
+        filling = [
+            queue
+            for digest, queue in self._queues.items()
+            if queue.filling and self._blocked_until.get(digest, 0.0) <= now
+        ]
+        for queue in filling:
+            if run := queue.take_hint_run():
+                return run
+        for queue in filling:
+            if run := queue.take_fill_run():
+                return run
+        return None
+
+    def _next_prefetch(self) -> Run | None:
+        while self._prefetch:
+            digest, number = next(iter(self._prefetch))
+            del self._prefetch[digest, number]
+            queue = self._queues.get(digest)
+            if queue is None:
+                continue
+            run = queue.take_run_from(number, partial(self._is_prefetch, digest))
+            if run is not None:
+                for frame in run.frames:
+                    self._prefetch.pop((digest, frame.number), None)
+                return run
+        return None
+
+    def _is_prefetch(self, digest: str, number: int) -> bool:
+        return (digest, number) in self._prefetch
+
+    def _has_free_space(self) -> bool:
+        checked_at, enough = self._free_checked
+        now = time.monotonic()
+        if now - checked_at < 1.0:
+            return enough
+        now_enough = self._measure_free_space()
+        if enough and not now_enough:
+            log.warning("fill_paused_disk_low", reserve_bytes=self._config.reserve_bytes)
+        if not now_enough:
+            self._pump_after(1.0)
+        self._free_checked = (now, now_enough)
+        return now_enough
+
+    def _measure_free_space(self) -> bool:
+        queue = next(iter(self._queues.values()), None)
+        if queue is None:
+            return True
+        stat = os.statvfs(queue.layer.directory)
+        return stat.f_bavail * stat.f_frsize > self._config.reserve_bytes
+
+    def _pump_after(self, delay_s: float) -> None:
+        asyncio.get_running_loop().call_later(delay_s, self._pump)
+
+    # Doing.
+
+    def _start(self, run: Run) -> None:
+        self._active[run.priority] += 1
+        self._layer_tasks[run.layer.digest].start(self._carry_out(run), f"fetch {run.layer.short} {run.offset}")
+
+    async def _carry_out(self, run: Run) -> None:
+        """Fetch a run and settle everything that depends on it."""
+        queue = self._queues[run.layer.digest]
+        failure: SourceFailure | OSError | None = None
+        try:
+            await self._fetch(run, queue)
+        except (SourceFailure, OSError) as error:
+            failure = error
+        finally:
+            self._active[run.priority] -= 1
+            queue.give_back(run)
+        if failure is not None:
+            self._handle_failure(run, queue, failure)
+        else:
+            queue.requeue_waiting()
+        if run.layer.present.complete:
+            self._on_complete(run.layer)
+        self._pump()
+
+    async def _fetch(self, run: Run, queue: LayerQueue) -> None:
+        """Try the layer's origins in turn until every frame of the run is present. Raises SourceFailure or OSError."""
+        problems: list[str] = []
+        hopeless = True
+        for attempt in range(TRIES_PER_ORIGIN):
+            for origin in self._origins(run, attempt):
+                remaining = _absent_stretches(run)
+                if not remaining:
+                    return
+                try:
+                    for stretch in remaining:
+                        await self._stream(run, stretch, origin, queue)
+                except RegistryError as error:
+                    hopeless = hopeless and not is_transient(error)
+                    problems.append(f"{origin.host}/{origin.repository}: {error}")
+            if not hopeless:
+                break
+        if _absent_stretches(run):
+            wrong = [frame.number for frame in run.frames if queue.failures.get(frame.number)]
+            message = "; ".join(dict.fromkeys(problems)) or f"frames {wrong} did not verify from any origin"
+            raise SourceFailure(message, down=bool(problems), hopeless=hopeless)
+
+    def _origins(self, run: Run, attempt: int) -> list[Origin]:
+        origins = run.layer.origins
+        return origins[attempt % len(origins) :] + origins[: attempt % len(origins)] if origins else []
+
+    async def _stream(self, run: Run, frames: list[Frame], origin: Origin, queue: LayerQueue) -> None:
+        """One range request, its frames decoded as they come whole."""
+        assembler = FrameAssembler(frames)
+        size = frames[-1].offset + frames[-1].size - frames[0].offset
+        urgent = run.priority is Priority.FAULT
+        async with (
+            BatchDecoder(self, run, origin, queue) as decoder,
+            self._client.read_blob(origin, run.layer.digest, offset=frames[0].offset, length=size) as chunks,
+        ):
+            async for chunk in chunks:
+                self.meter.add(run.priority, len(chunk))
+                self._meters[run.layer.digest].add(run.priority, len(chunk))
+                for frame, data in assembler.feed(chunk):
+                    await decoder.add(frame, data, at_once=urgent or frame.number in queue.waiters)
+                run.received_to = assembler.received_to
+
+    async def decode(self, run: Run, origin: Origin, queue: LayerQueue, batch: list[tuple[Frame, bytes]]) -> None:
+        """Bring a batch into the layer file and release who waited for it. Raises OSError when the disk refuses."""
+        batch = [(frame, data) for frame, data in batch if frame.number not in run.layer.present]
+        if not batch:
+            return
+        decoded = await self._decoders.decode(run.layer, batch)
+        for frame in decoded.written:
+            run.layer.mark_present(frame)
+            self._reply(queue.arrived(frame), 0)
+        for frame in decoded.wrong:
+            queue.failures[frame.number] = queue.failures.get(frame.number, 0) + 1
+            run.layer.last_error = f"frame {frame.number} from {origin.host}/{origin.repository} did not verify"
+            log.error(
+                "frame_verification_failed",
+                layer=run.layer.digest,
+                frame=frame.number,
+                source=f"{origin.host}/{origin.repository}",
+            )
+        if decoded.disk_error is not None:
+            raise decoded.disk_error
+
+    def _reply(self, waiters: Iterable[Waiter], error: int) -> None:
+        now = time.monotonic()
+        for waiter in waiters:
+            self.fault_wait_s += now - waiter.since
+            waiter.reply(error)
+
+    # When sources fail.
+
+    def _handle_failure(self, run: Run, queue: LayerQueue, failure: SourceFailure | OSError) -> None:
+        """Fail the readers whose time is up; the others and the filling try again after a while."""
+        if run.layer.digest not in self._queues:
+            return
+        layer = run.layer
+        layer.last_error = str(failure)
+        log.warning("run_failed", layer=layer.digest, frames=[f.number for f in run.frames[:4]], error=str(failure))
+        numbers = [frame.number for frame in run.frames if frame.number not in layer.present]
+        self._reply(queue.fail_waiters(self._given_up(queue, numbers, failure)), _errno_of(failure))
+        if not isinstance(failure, SourceFailure) or failure.down:
+            self._blocked_until[layer.digest] = time.monotonic() + self._config.retry_interval_s
+        asyncio.get_running_loop().call_later(self._config.retry_interval_s, self._retry, queue)
+
+    def _given_up(self, queue: LayerQueue, numbers: list[int], failure: SourceFailure | OSError) -> list[int]:
+        if isinstance(failure, SourceFailure):
+            deadline_s = HOPELESS_DEADLINE_S if failure.hopeless else self._config.fault_deadline_s
+        else:
+            deadline_s = self._config.fault_deadline_s if is_disk_full(failure) else 0.0
+        now = time.monotonic()
+        return [
+            number
+            for number in numbers
+            if queue.failures.get(number, 0) >= TRIES_PER_ORIGIN * len(queue.layer.origins)
+            or any(now - waiter.since >= deadline_s for waiter in queue.waiters.get(number, ()))
+        ]
+
+    def _retry(self, queue: LayerQueue) -> None:
+        if self._queues.get(queue.layer.digest) is queue:
+            self._blocked_until.pop(queue.layer.digest, None)
+            queue.requeue_waiting()
+            self._pump()
+
+
+class BatchDecoder:
+    """Hands a stream's frames to the decoders in batches, a bounded number at a time. Leaving it waits for them all."""
+
+    def __init__(self, governor: Governor, run: Run, origin: Origin, queue: LayerQueue) -> None:
+        self._decode = partial(governor.decode, run, origin, queue)
+        self._batch: list[tuple[Frame, bytes]] = []
+        self._pending: set[asyncio.Task[None]] = set()
+        self._batch_bytes = 0
+
+    async def __aenter__(self) -> BatchDecoder:
+        return self
+
+    async def add(self, frame: Frame, data: bytes, *, at_once: bool) -> None:
+        """Take a frame; waits while too many batches are under way. Raises OSError from an earlier batch."""
+        self._batch.append((frame, data))
+        self._batch_bytes += frame.length
+        if at_once or self._batch_bytes >= BATCH_BYTES:
+            self._submit()
+        while len(self._pending) >= PENDING_BATCHES:
+            await self._wait(asyncio.FIRST_COMPLETED)
+
+    def _submit(self) -> None:
+        if self._batch:
+            batch, self._batch, self._batch_bytes = self._batch, [], 0
+            self._pending.add(asyncio.ensure_future(self._decode(batch)))
+
+    async def _wait(self, until: str) -> None:
+        done, self._pending = await asyncio.wait(self._pending, return_when=until)
+        errors = [error for task in done if (error := task.exception()) is not None]
+        if errors:
+            raise errors[0]
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A batch that a worker has begun is always waited for: nobody else may touch its part of the layer file."""
+        if kind is None:
+            self._submit()
+        interrupted: BaseException | None = None
+        while self._pending:
+            try:
+                await self._wait(asyncio.ALL_COMPLETED)
+            except asyncio.CancelledError as error:
+                interrupted = error
+            except OSError as error:
+                interrupted = interrupted or error
+        if interrupted is not None and kind is None:
+            raise interrupted
+
+
+def _absent_stretches(run: Run) -> list[list[Frame]]:
+    """The frames of a run that are still absent, as stretches of neighbours."""
+    stretches: list[list[Frame]] = []
+    for frame in run.frames:
+        if frame.number in run.layer.present:
+            continue
+        if stretches and stretches[-1][-1].number + 1 == frame.number:
+            stretches[-1].append(frame)
+        else:
+            stretches.append([frame])
+    return stretches
+
+
+def _errno_of(failure: SourceFailure | OSError) -> int:
+    if isinstance(failure, OSError) and is_disk_full(failure):
+        return errno.ENOSPC
+    return errno.EIO

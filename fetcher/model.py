@@ -1,0 +1,112 @@
+"""The fetcher's value types, shared with the snapshotter and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from fetcher.registry import Origin, RegistryConfig
+from layerformat.annotations import LayerRef
+from layerformat.digest import Digest
+
+
+class LayerUnavailable(Exception):
+    """No origin gave a good index of the layer; it can only be had by an ordinary pull."""
+
+
+class LayerState(StrEnum):
+    """How far a layer is: known (nothing wants it), filling, complete (diff id matched), or corrupt (it did not)."""
+
+    IDLE = "idle"
+    FILLING = "filling"
+    COMPLETE = "complete"
+    CORRUPT = "corrupt"
+
+
+class Priority(StrEnum):
+    """Why a frame is fetched: a reader waits for it, a profile names it, or the rest of the layer is being filled."""
+
+    FAULT = "fault"
+    PREFETCH = "prefetch"
+    FILL = "fill"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHint:
+    """An image that is about to be used: its layers from the bottom up, and where they can be had."""
+
+    name: str | None
+    manifest_digest: Digest | None
+    layers: tuple[LayerRef, ...]
+    origins: tuple[Origin, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a layer takes: bytes on disk now, and inodes of ours (not those inside its file system)."""
+
+    size: int
+    inodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GovernorConfig:
+    """Limits of the node's one fetch scheduler."""
+
+    streams: int = 4  # concurrent range requests for prefetch and fill together
+    fault_streams: int = 16  # concurrent range requests for waiting readers, beside those
+    run_bytes: int = 4 << 20  # compressed bytes of one fill or prefetch request
+    readahead_bytes: int = 8 << 20  # uncompressed bytes fed ahead of a sequential reader at most
+    decode_workers: int = 0  # threads that decompress and verify; 0: one per processor
+    fault_deadline_s: float = 120.0  # a reader waits this long for sources that fail before its read fails with EIO
+    retry_interval_s: float = 1.0  # between attempts when every source failed
+    reserve_bytes: int = 256 << 20  # filling pauses while the file system has less than this free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetcherConfig:
+    """Everything the fetcher is told. ``root`` must be on a file system with pre-content events for that plane."""
+
+    root: Path = Path("/var/lib/fastpull")
+    run: Path = Path("/run/fastpull")
+    registry: RegistryConfig
+    governor: GovernorConfig = field(default_factory=GovernorConfig)
+    data_plane: str = "auto"
+    background_fill: bool = True
+    index_timeout_s: float = 30.0
+    sync_interval_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerStatus:
+    """One layer on the node, for status, metrics and reports."""
+
+    digest: Digest
+    state: LayerState
+    plane: str
+    mounted: bool
+    frames: int
+    frames_present: int
+    blob_bytes: int
+    tar_bytes: int
+    present_bytes: int  # uncompressed bytes of the frames that are present
+    waiting: int  # reads that wait for this layer now
+    origins: tuple[str, ...]
+    fetched_bytes: Mapping[str, int]  # compressed bytes by priority, since the daemon started
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetcherStatus:
+    """The fetcher as a whole."""
+
+    plane: str
+    layers: tuple[LayerStatus, ...]
+    fetched_bytes: Mapping[str, int]
+    faults: int  # reads that had to wait, since the daemon started
+    fault_wait_s: float  # how long they waited, summed
+    events: int  # pre-content events, since the daemon started
+    rate_bytes_per_s: float  # compressed bytes received over the last seconds
+    keeper_pid: int | None

@@ -1,0 +1,317 @@
+""":class:`Fetcher`: all layers of a node, from first sight to eviction."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import structlog
+
+from fetcher.fanotify import FanotifyPlane
+from fetcher.governor import Governor
+from fetcher.layer import Layer, directory_name
+from fetcher.model import (
+    FetcherConfig,
+    FetcherStatus,
+    ImageHint,
+    LayerState,
+    LayerStatus,
+    LayerUnavailable,
+    Usage,
+)
+from fetcher.registry import Origin, RegistryClient, RegistryError
+from fetcher.tar_digest import tar_digest
+from fetcher.tasks import TaskSet
+from fetcher.touches import TouchLog
+from layerformat.annotations import LayerRef
+from layerformat.digest import Digest
+from layerformat.errors import FormatError
+
+log = structlog.get_logger(__name__)
+
+
+class Fetcher:
+    """The fetcher as the snapshotter sees it. An async context manager; entering it never needs the network.
+
+    Methods may be called concurrently from one event loop. Calls that concern one layer are put in order by its lock.
+    """
+
+    def __init__(self, config: FetcherConfig) -> None:
+        self._config = config
+        self._layers: dict[Digest, Layer] = {}
+        self._locks: dict[Digest, asyncio.Lock] = {}
+        self._admissions: dict[Digest, asyncio.Task[Layer]] = {}
+        self._retained: set[Digest] = set()
+        self._completing: set[Digest] = set()
+        self._tasks = TaskSet()
+        self._stack = AsyncExitStack()
+        self.touches = TouchLog()
+        self.client = RegistryClient(config.registry)
+        self.governor = Governor(self.client, config.governor, on_complete=self._frames_complete)
+        self.plane = FanotifyPlane(self.governor, config.run / "keeper.sock", self.touches)
+
+    @property
+    def _layers_dir(self) -> Path:
+        return self._config.root / "layers"
+
+    async def __aenter__(self) -> Fetcher:
+        """Recover layers, keeper and marks. Raises OSError where the plane cannot work."""
+        async with AsyncExitStack() as stack:
+            layers = await asyncio.to_thread(self._load_layers)
+            self._layers = {layer.digest: layer for layer in layers}
+            await stack.enter_async_context(self.governor)
+            stack.push_async_callback(self._close_layers)
+            await self.plane.start(layers)
+            stack.push_async_callback(self.plane.close)
+            await stack.enter_async_context(self.client)
+            await stack.enter_async_context(self._tasks)
+            self._tasks.start(self._keep_durable(), "make layers durable")
+            for layer in layers:
+                if layer.state is LayerState.IDLE and layer.present.complete:
+                    self._frames_complete(layer)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Stop. Mounts stay, and so do the keeper and whoever waits for bytes."""
+        await self._stack.aclose()
+
+    def _load_layers(self) -> list[Layer]:
+        self._layers_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._config.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+        layers = []
+        for directory in sorted(self._layers_dir.iterdir()):
+            if directory.name.startswith("."):
+                shutil.rmtree(directory, ignore_errors=True)
+                continue
+            try:
+                layers.append(Layer.load(directory))
+            except (FormatError, OSError) as error:
+                log.error("layer_on_disk_unusable", directory=directory.name, error=str(error))
+        return layers
+
+    async def _close_layers(self) -> None:
+        for layer in self._layers.values():
+            await asyncio.to_thread(layer.make_durable)
+            layer.close()
+
+    # Admission.
+
+    async def admit(self, ref: LayerRef, origins: Sequence[Origin]) -> None:
+        """Have the layer's index on disk, verified and validated. Idempotent; concurrent calls share one download.
+
+        Raises LayerUnavailable when no origin has a good index (FormatError is its cause where one was malformed), or
+        OSError when the disk refuses.
+        """
+        layer = self._layers.get(ref.digest) or await self._admission(ref, origins)
+        if layer.ref != ref:
+            raise LayerUnavailable(f"layer {ref.digest}: known with another index or diff id")
+        if layer.add_origins(origins):
+            await asyncio.to_thread(layer.save_origins)
+
+    async def _admission(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer:
+        task = self._admissions.get(ref.digest)
+        if task is None:
+            task = asyncio.ensure_future(self._fetch_index(ref, list(origins)))
+            self._admissions[ref.digest] = task
+            task.add_done_callback(lambda done: self._admission_ended(ref.digest, done))
+        # A caller that goes away must not take the others' download with it.
+        return await asyncio.shield(task)
+
+    def _admission_ended(self, digest: Digest, task: asyncio.Task[Layer]) -> None:
+        del self._admissions[digest]
+        if not task.cancelled() and task.exception() is None:
+            self._layers[digest] = task.result()
+
+    async def _fetch_index(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer:
+        problems = []
+        for origin in origins:
+            try:
+                async with asyncio.timeout(self._config.index_timeout_s):
+                    payload = await self._read_index(ref, origin)
+                layer = await asyncio.to_thread(self._create, ref, origins, payload)
+            except (RegistryError, FormatError, TimeoutError) as error:
+                problems.append(f"{origin.host}/{origin.repository}: {error or 'timed out'}")
+                continue
+            log.info("layer_admitted", layer=ref.digest, frames=len(layer.frames), source=str(origin))
+            return layer
+        raise LayerUnavailable(f"layer {ref.digest}: " + ("; ".join(problems) or "no origin known"))
+
+    async def _read_index(self, ref: LayerRef, origin: Origin) -> bytes:
+        parts = []
+        request = self.client.read_blob(origin, ref.digest, offset=ref.index_offset, length=ref.index_size)
+        async with request as chunks:
+            async for chunk in chunks:
+                parts.append(chunk)
+        payload = b"".join(parts)
+        if f"sha256:{hashlib.sha256(payload).hexdigest()}" != ref.index_digest:
+            raise FormatError(f"index is not {ref.index_digest}")
+        return payload
+
+    def _create(self, ref: LayerRef, origins: Sequence[Origin], payload: bytes) -> Layer:
+        return Layer.create(self._layers_dir / directory_name(ref.digest), ref, origins, payload)
+
+    def announce(self, image: ImageHint) -> None:
+        """An image is about to be used: admit all its layers at the same time. Never fails, never blocks."""
+        for ref in image.layers:
+            if ref.digest not in self._layers and ref.digest not in self._admissions:
+                self._tasks.start(self._admit_ahead(ref, image.origins), f"admit {ref.digest[7:19]}")
+
+    async def _admit_ahead(self, ref: LayerRef, origins: Sequence[Origin]) -> None:
+        # Whoever needs the layer asks again and is told then.
+        with suppress(LayerUnavailable, OSError):
+            await self.admit(ref, origins)
+
+    # Use.
+
+    async def retain(self, digest: Digest) -> None:
+        """A snapshot uses the layer. Raises LayerUnavailable for a layer that was never admitted."""
+        layer = self._known(digest)
+        async with self._lock(digest):
+            self._retained.add(digest)
+            if layer.state is LayerState.COMPLETE or layer.present.complete:
+                return
+            layer.open_for_filling()
+            self.governor.add(layer)
+            if self._config.background_fill:
+                layer.state = LayerState.FILLING
+                self.governor.fill(layer)
+
+    async def mount(self, digest: Digest) -> Path:
+        """The directory that shows the layer's files. Idempotent. Raises LayerUnavailable or OSError."""
+        layer = self._known(digest)
+        async with self._lock(digest):
+            await self.plane.mount(layer)
+        return layer.mount_point
+
+    async def release(self, digest: Digest) -> None:
+        """No snapshot uses the layer: take its mount away and stop fetching. The bytes stay until evicted."""
+        layer = self._layers.get(digest)
+        if layer is None:
+            return
+        async with self._lock(digest):
+            self._retained.discard(digest)
+            await self.plane.unmount(layer)
+            await self.governor.drop(digest)
+            if layer.state is LayerState.FILLING:
+                layer.state = LayerState.IDLE
+
+    async def evict(self, digest: Digest) -> None:
+        """Forget a released layer and free its disk space. Raises LayerUnavailable while a snapshot uses it."""
+        layer = self._layers.get(digest)
+        if layer is None:
+            return
+        if digest in self._retained:
+            raise LayerUnavailable(f"layer {digest} is in use")
+        async with self._lock(digest):
+            await self.plane.unmount(layer)
+            await self.governor.drop(digest)
+            self.plane.unprotect(layer)
+            del self._layers[digest]
+            layer.close()
+            await asyncio.to_thread(_remove_directory, layer.directory)
+        log.info("layer_evicted", layer=digest)
+
+    def usage(self, digest: Digest) -> Usage:
+        """What the layer takes on disk; no I/O on its data."""
+        layer = self._known(digest)
+        return Usage(size=layer.disk_bytes(), inodes=1)
+
+    def _known(self, digest: Digest) -> Layer:
+        try:
+            return self._layers[digest]
+        except KeyError:
+            raise LayerUnavailable(f"layer {digest} is not on this node") from None
+
+    def _lock(self, digest: Digest) -> asyncio.Lock:
+        return self._locks.setdefault(digest, asyncio.Lock())
+
+    # Completion and durability.
+
+    def _frames_complete(self, layer: Layer) -> None:
+        if layer.state is not LayerState.COMPLETE and layer.digest not in self._completing:
+            self._completing.add(layer.digest)
+            self._tasks.start(self._complete(layer), f"verify {layer.short}")
+
+    async def _complete(self, layer: Layer) -> None:
+        """Every frame is there: drop the mark if the whole is the tar the image's config names."""
+        try:
+            layer.open_for_filling()
+            found = await tar_digest(layer.fill_fd)
+            async with self._lock(layer.digest):
+                if self._layers.get(layer.digest) is not layer:
+                    return
+                if found != layer.ref.diff_id:
+                    layer.state = LayerState.CORRUPT
+                    layer.last_error = f"the layer file is {found}, the config says {layer.ref.diff_id}"
+                    log.error("layer_diff_id_mismatch", layer=layer.digest, found=found, expected=layer.ref.diff_id)
+                    return
+                await asyncio.to_thread(layer.set_complete)
+                await self.governor.drop(layer.digest)
+                self.plane.unprotect(layer)
+                layer.close_fill_fd()
+            log.info("layer_complete", layer=layer.digest, bytes=layer.frames.tar_size)
+        finally:
+            self._completing.discard(layer.digest)
+
+    async def _keep_durable(self) -> None:
+        """Claim on disk, every so often, what the page cache has been told."""
+        while True:
+            await asyncio.sleep(self._config.sync_interval_s)
+            for layer in list(self._layers.values()):
+                try:
+                    await asyncio.to_thread(layer.make_durable)
+                except OSError as error:
+                    layer.last_error = str(error)
+                    log.error("layer_sync_failed", layer=layer.digest, error=str(error))
+
+    # Telling.
+
+    def status(self) -> FetcherStatus:
+        """A snapshot of everything, for status, metrics and reports."""
+        meter = self.governor.meter
+        return FetcherStatus(
+            plane=self.plane.name,
+            layers=tuple(self._layer_status(layer) for layer in self._layers.values()),
+            fetched_bytes={str(priority): count for priority, count in meter.bytes.items()},
+            faults=self.governor.fault_count,
+            fault_wait_s=self.governor.fault_wait_s,
+            events=self.plane.events,
+            rate_bytes_per_s=meter.rate_bytes_per_s(),
+            keeper_pid=_read_pid(self._config.run / "keeper.pid"),
+        )
+
+    def _layer_status(self, layer: Layer) -> LayerStatus:
+        return LayerStatus(
+            digest=layer.digest,
+            state=layer.state,
+            plane=self.plane.name,
+            mounted=layer.mount_point.is_mount(),
+            frames=len(layer.frames),
+            frames_present=layer.present.count,
+            blob_bytes=layer.ref.size,
+            tar_bytes=layer.frames.tar_size,
+            present_bytes=layer.present_bytes,
+            waiting=self.governor.waiting(layer.digest),
+            origins=tuple(f"{origin.host}/{origin.repository}" for origin in layer.origins),
+            fetched_bytes=self.governor.fetched(layer.digest),
+            last_error=layer.last_error,
+        )
+
+
+def _remove_directory(directory: Path) -> None:
+    """Out of the way by one rename first: a crash leaves a name that the next start sweeps."""
+    doomed = directory.with_name(f".old-{directory.name}")
+    directory.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _read_pid(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,214 @@
+"""What to fetch next: pure decisions over one layer's frames, no I/O.
+
+Per layer there are three sources of work. *Faults* are frames a reader waits for. *Hints* are stretches right behind
+recent faults, which are likely to be read soon. *Fill* is everything else, front to back. A frame is in at most one
+run at a time, except that a fault may overtake a run of lower priority whose stream is still far away from it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from fetcher.layer import Layer
+from fetcher.model import GovernorConfig, Priority
+from layerformat.frames import Frame
+
+#: A frame whose turn in its run comes only after this many bytes is fetched by a request of its own.
+OVERTAKE_BYTES = 256 << 10
+#: Compressed bytes behind a fault that fill prefers to the front of the layer.
+HINT_BYTES = 1 << 20
+#: How many sequential readers of one layer are told apart.
+READERS = 16
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Neighbouring frames fetched by one range request; ``received_to`` moves as its bytes come."""
+
+    layer: Layer
+    frames: list[Frame]
+    priority: Priority
+    received_to: int = 0
+
+    @property
+    def offset(self) -> int:
+        """Of the first byte in the blob."""
+        return self.frames[0].offset
+
+    @property
+    def size(self) -> int:
+        """Compressed bytes."""
+        return self.frames[-1].offset + self.frames[-1].size - self.frames[0].offset
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """A read that goes on when all its frames are present; ``reply`` gets 0, or the errno to fail with."""
+
+    reply: Callable[[int], None]
+    since: float
+    missing: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Reader:
+    """A sequential reader, recognised by where it will fault next, and how far it is fed ahead."""
+
+    next_frame: int
+    window_bytes: int
+
+
+class LayerQueue:
+    """The work of one layer. Every method is quick and synchronous."""
+
+    def __init__(self, layer: Layer, config: GovernorConfig) -> None:
+        self.layer = layer
+        self.config = config
+        self.waiters: dict[int, list[Waiter]] = {}
+        self.inflight: dict[int, Run] = {}
+        self.failures: dict[int, int] = {}
+        self.filling = False
+        self._faults: dict[int, None] = {}
+        self._hints: deque[int] = deque(maxlen=64)
+        self._fill_from = 0
+        self._readers: deque[Reader] = deque(maxlen=READERS)
+
+    def add_waiter(self, numbers: Iterable[int], waiter: Waiter) -> None:
+        """A reader needs these absent frames."""
+        for number in numbers:
+            waiter.missing.add(number)
+            self.waiters.setdefault(number, []).append(waiter)
+            self._request(number)
+
+    def _request(self, number: int) -> None:
+        run = self.inflight.get(number)
+        if run is not None and not self._worth_overtaking(run, number):
+            return
+        self._faults[number] = None
+
+    def _worth_overtaking(self, run: Run, number: int) -> bool:
+        ahead = self.layer.frames[number].offset - max(run.received_to, run.offset)
+        return run.priority is not Priority.FAULT and ahead > OVERTAKE_BYTES
+
+    def requeue_waiting(self) -> None:
+        """Ask again for every frame that has waiters and is on no way here."""
+        for number in self.waiters:
+            if number not in self.inflight:
+                self._faults[number] = None
+
+    def take_fault_run(self) -> Run | None:
+        """The oldest fault, its neighbours that are waited for too, and what a sequential reader will want next."""
+        while self._faults:
+            number = next(iter(self._faults))
+            del self._faults[number]
+            if number in self.layer.present:
+                continue
+            run = self._extend(number, self._window_for(number), Priority.FAULT)
+            self._readers.append(Reader(run.frames[-1].number + 1, max(run.size, self._window_of(number))))
+            self._hints.append(run.frames[-1].number + 1)
+            return run
+        return None
+
+    def _window_of(self, number: int) -> int:
+        return next((reader.window_bytes for reader in self._readers if reader.next_frame == number), 0)
+
+    def _window_for(self, number: int) -> int:
+        """Bytes to fetch from ``number`` on: doubled each time a reader faults exactly where it was expected."""
+        for reader in self._readers:
+            if reader.next_frame == number:
+                self._readers.remove(reader)
+                doubled = max(2 * reader.window_bytes, self.layer.frames[number].length * 2)
+                return min(doubled, self.config.readahead_bytes)
+        return 0
+
+    def take_hint_run(self) -> Run | None:
+        """A stretch behind a recent fault, the latest first."""
+        while self._hints:
+            number = self._hints.pop()
+            if number < len(self.layer.frames) and self._free(number):
+                return self._extend(number, HINT_BYTES, Priority.FILL)
+        return None
+
+    def take_fill_run(self) -> Run | None:
+        """The next absent stretch from the front."""
+        number = self.layer.present.first_absent(self._fill_from)
+        self._fill_from = number
+        while number < len(self.layer.frames):
+            if self._free(number) and not self.failures.get(number):
+                return self._extend(number, self.config.run_bytes, Priority.FILL)
+            number = self.layer.present.first_absent(number + 1)
+        return None
+
+    def take_run_from(self, number: int, limit: Callable[[int], bool]) -> Run | None:
+        """A prefetch run: ``number`` and its followers for which ``limit`` holds."""
+        if not self._free(number):
+            return None
+        return self._extend(number, self.config.run_bytes, Priority.PREFETCH, limit)
+
+    def _free(self, number: int) -> bool:
+        return number not in self.layer.present and number not in self.inflight
+
+    def _extend(
+        self, number: int, window_bytes: int, priority: Priority, wanted: Callable[[int], bool] | None = None
+    ) -> Run:
+        frames = [self.layer.frames[number]]
+        size = frames[0].size
+        self._faults.pop(number, None)
+        while (following := frames[-1].number + 1) < len(self.layer.frames):
+            waited = following in self._faults
+            if not self._free(following) or (wanted is not None and not wanted(following)):
+                break
+            frame = self.layer.frames[following]
+            if not waited and size + frame.size > window_bytes:
+                break
+            if size + frame.size > self.config.readahead_bytes:
+                break
+            self._faults.pop(following, None)
+            frames.append(frame)
+            size += frame.size
+        run = Run(self.layer, frames, priority, received_to=frames[0].offset)
+        for frame in frames:
+            self.inflight[frame.number] = run
+        return run
+
+    def arrived(self, frame: Frame) -> list[Waiter]:
+        """The frame is present: the waiters that lacked only it, to be released."""
+        self._faults.pop(frame.number, None)
+        self.failures.pop(frame.number, None)
+        ready = []
+        for waiter in self.waiters.pop(frame.number, ()):
+            waiter.missing.discard(frame.number)
+            if not waiter.missing:
+                ready.append(waiter)
+        return ready
+
+    def give_back(self, run: Run) -> None:
+        """The run has ended, well or not: its frames that are absent may be fetched again."""
+        for frame in run.frames:
+            if self.inflight.get(frame.number) is run:
+                del self.inflight[frame.number]
+            if frame.number not in self.layer.present:
+                self._fill_from = min(self._fill_from, frame.number)
+
+    def fail_waiters(self, numbers: Iterable[int]) -> list[Waiter]:
+        """Give up on frames: the waiters that needed any of them, each once, to be failed."""
+        failed: dict[int, Waiter] = {}
+        for number in numbers:
+            self._faults.pop(number, None)
+            for waiter in self.waiters.get(number, ()):
+                failed[id(waiter)] = waiter
+        for waiter in failed.values():
+            for number in waiter.missing:
+                remaining = [other for other in self.waiters.get(number, ()) if other is not waiter]
+                if remaining:
+                    self.waiters[number] = remaining
+                else:
+                    self.waiters.pop(number, None)
+        return list(failed.values())
+
+    @property
+    def waiting(self) -> list[Waiter]:
+        """Every waiter, once."""
+        return list({id(waiter): waiter for waiters in self.waiters.values() for waiter in waiters}.values())
