@@ -17,9 +17,14 @@ def tools_dir() -> Path:
     return Path(named) if named else Path(__file__).resolve().parents[2] / ".tools" / "bin"
 
 
+def _debian_dir() -> Path:
+    """Programs of Debian packages that were unpacked and not installed, because installing starts a service."""
+    return tools_dir().parent / "debian" / "usr" / "bin"
+
+
 def search_path() -> str:
     own = os.environ.get("PATH", "")
-    return os.pathsep.join([str(tools_dir()), own, *_SYSTEM_DIRS])
+    return os.pathsep.join([str(tools_dir()), own, *_SYSTEM_DIRS, str(_debian_dir())])
 
 
 def find(name: str) -> Path:
@@ -32,7 +37,7 @@ def find(name: str) -> Path:
 
 def find_system(name: str) -> Path | None:
     """Path of the distribution's program of that name, or None."""
-    found = shutil.which(name, path=os.pathsep.join(_SYSTEM_DIRS))
+    found = shutil.which(name, path=os.pathsep.join([*_SYSTEM_DIRS, str(_debian_dir())]))
     return Path(found) if found else None
 
 
