@@ -39,6 +39,7 @@ class FanotifyPlane:
     """The notification group of one daemon, and the layers it protects."""
 
     name = "fanotify"
+    events = 0
 
     def __init__(self, governor: Governor, keeper_socket: Path, touches: TouchLog) -> None:
         self._governor = governor
@@ -51,7 +52,6 @@ class FanotifyPlane:
         self._lost_wait_for: set[str] = set()
         self._waiting = 0
         self._reading = False
-        self.events = 0
         self._keeper: KeeperClient
         self._journal: Journal
         self._journal_fd = -1
@@ -67,8 +67,8 @@ class FanotifyPlane:
         """
         self._keeper, found = KeeperClient.attach(self._keeper_socket)
         held = self._keeper.take_over()
-        if found and "group" in held and "journal" in held:
-            self._group, self._journal_fd = held.pop("group"), held.pop("journal")
+        if found and ".group" in held and ".journal" in held:
+            self._group, self._journal_fd = held.pop(".group"), held.pop(".journal")
             self._journal = Journal(self._journal_fd)
         else:
             self._new_group()
@@ -83,8 +83,8 @@ class FanotifyPlane:
         self._group = kernel.fanotify_init_pre_content()
         self._journal_fd = Journal.create()
         self._journal = Journal(self._journal_fd)
-        self._keeper.put("journal", self._journal_fd)
-        self._keeper.put("group", self._group)
+        self._keeper.put(".journal", self._journal_fd)
+        self._keeper.put(".group", self._group)
 
     def _reserve_numbers(self) -> None:
         """Occupy each number that an unanswered event may have, so that no new event gets it."""
@@ -160,8 +160,8 @@ class FanotifyPlane:
         self._keeper.close()
         self._keeper, _ = KeeperClient.attach(self._keeper_socket)
         log.error("keeper_replaced")
-        self._keeper.put("journal", self._journal_fd)
-        self._keeper.put("group", self._group)
+        self._keeper.put(".journal", self._journal_fd)
+        self._keeper.put(".group", self._group)
         for layer in self._layers.values():
             self._keeper.put(_fill_name(layer), layer.fill_fd)
         asyncio.get_running_loop().add_reader(self._keeper.fileno(), self._keeper_died)

@@ -16,7 +16,8 @@ The protocol is one JSON object per SOCK_SEQPACKET packet, at most one descripto
 ``{"op": "list"}``                        ``{"name": N}`` + fd for each, then ``{"end": count}``
 ========================================  ======================================================
 
-``put`` and ``drop`` answer ``{"ok": true}``: what was answered survives the daemon.
+``put`` and ``drop`` answer ``{"ok": true}``: what was answered survives the daemon. SIGTERM ends the keeper once
+nothing is held but names that start with a dot: what those stand for has no reader of its own.
 """
 
 import array
@@ -44,8 +45,8 @@ class Keeper:
         self.stopping = False
 
     def serve(self) -> None:
-        """Serve until asked to stop with nothing held."""
-        while not (self.stopping and not self.held):
+        """Serve until asked to stop with nothing held that a reader may depend on."""
+        while not (self.stopping and all(name.startswith(".") for name in self.held)):
             for key, _ in self.selector.select(timeout=None):
                 if key.fileobj is self.listener:
                     client, _ = self.listener.accept()

@@ -24,8 +24,10 @@ from fetcher.model import (
     Usage,
 )
 from fetcher.registry import Origin, RegistryClient, RegistryError
+from fetcher.plane import DataPlane
 from fetcher.tar_digest import tar_digest
 from fetcher.tasks import TaskSet
+from fetcher.teardown import keeper_pid
 from fetcher.touches import TouchLog
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
@@ -52,7 +54,7 @@ class Fetcher:
         self.touches = TouchLog()
         self.client = RegistryClient(config.registry)
         self.governor = Governor(self.client, config.governor, on_complete=self._frames_complete)
-        self.plane = FanotifyPlane(self.governor, config.run / "keeper.sock", self.touches)
+        self.plane: DataPlane = FanotifyPlane(self.governor, config.run / "keeper.sock", self.touches)
 
     @property
     def _layers_dir(self) -> Path:
@@ -282,7 +284,7 @@ class Fetcher:
             fault_wait_s=self.governor.fault_wait_s,
             events=self.plane.events,
             rate_bytes_per_s=meter.rate_bytes_per_s(),
-            keeper_pid=_read_pid(self._config.run / "keeper.pid"),
+            keeper_pid=keeper_pid(self._config.run),
         )
 
     def _layer_status(self, layer: Layer) -> LayerStatus:
@@ -308,10 +310,3 @@ def _remove_directory(directory: Path) -> None:
     doomed = directory.with_name(f".old-{directory.name}")
     directory.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _read_pid(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None

@@ -1,0 +1,53 @@
+"""Undo what outlives the daemon on purpose: mounts and the keeper. For uninstalling and for tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from fetcher import kernel
+
+PATIENCE_S = 5.0
+
+
+def teardown(root: Path, run: Path) -> list[Path]:
+    """Unmount everything at and below ``root`` and ``run``, then end the keeper. Blocks; idempotent.
+
+    Call it with the daemon stopped and no container left: the mounts go first, since whoever could still read from one
+    would get zeros once the keeper is gone. Returns what was unmounted. Raises OSError for a mount that is busy.
+    """
+    points = [point for top in (root, run) if top.exists() for point, _ in kernel.mounts_below(top)]
+    for point in reversed(points):
+        kernel.umount(point)
+    pid = keeper_pid(run)
+    if pid is not None:
+        _end(pid)
+    for name in ("keeper.sock", "keeper.pid"):
+        (run / name).unlink(missing_ok=True)
+    return points
+
+
+def keeper_pid(run: Path) -> int | None:
+    """Of the keeper of a run directory; None when there is none, whatever its file says."""
+    try:
+        pid = int((run / "keeper.pid").read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if os.fsencode(run / "keeper.sock") in command else None
+
+
+def _end(pid: int) -> None:
+    """By force: it declines to go while it holds what a reader may need, and here no reader is left."""
+    with suppress(ProcessLookupError):
+        handle = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            deadline = time.monotonic() + PATIENCE_S
+            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        finally:
+            os.close(handle)
