@@ -17,6 +17,7 @@ import grpc.aio
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
 
+from fastpull.containerd_api import aio_channel, details, in_namespace
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from snapshotter._pb import events_pb2, events_pb2_grpc, task_events_pb2
@@ -116,7 +117,7 @@ async def subscribed(address: str, namespace: str) -> AsyncIterator[EventLog]:
     """
     log = EventLog()
     in_place = asyncio.Event()
-    async with grpc.aio.insecure_channel(f"unix://{address}") as channel:
+    async with aio_channel(address) as channel:
         events = events_pb2_grpc.EventsStub(channel)
         # Owned here and not by a task group: a group would wrap every exception of the block in an ExceptionGroup.
         reader = asyncio.ensure_future(_read(events, namespace, log, in_place))
@@ -141,7 +142,7 @@ async def _read(
                 await log.add(envelope.topic, envelope.event.value)
         await log.lose(Failure("containerd ended the event stream", code=ExitCode.UNAVAILABLE))
     except (grpc.aio.AioRpcError, DecodeError) as problem:
-        why = problem.details() if isinstance(problem, grpc.aio.AioRpcError) else str(problem)
+        why = details(problem) if isinstance(problem, grpc.RpcError) else str(problem)
         await log.lose(Failure(f"containerd's events cannot be followed: {why}", code=ExitCode.UNAVAILABLE))
 
 
@@ -150,14 +151,14 @@ async def _await_marker(
 ) -> None:
     event = Any(type_url="dev.fastpull.Marker", value=str(os.getpid()).encode())
     request = events_pb2.PublishRequest(topic=_MARKER_TOPIC, event=event)
-    metadata = (("containerd-namespace", namespace),)
+    metadata = tuple(in_namespace(namespace))
     try:
         async with asyncio.timeout(_SUBSCRIBE_TIMEOUT_S):
             while not in_place.is_set():
                 await events.Publish(request, metadata=metadata)
                 await _wait(in_place, _MARKER_PERIOD_S)
     except (grpc.aio.AioRpcError, TimeoutError) as problem:
-        why = problem.details() if isinstance(problem, grpc.aio.AioRpcError) else "no event came back"
+        why = details(problem) if isinstance(problem, grpc.RpcError) else "no event came back"
         raise Failure(
             f"containerd at {address} cannot be used: {why}",
             hint="is containerd running, and is this root? fastpull doctor tells more",

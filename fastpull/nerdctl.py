@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,14 +103,16 @@ class Nerdctl:
 
     @property
     def namespace(self) -> str:
-        """The containerd namespace nerdctl will use."""
-        return self.value_of("--namespace", "-n") or self.environment.get("CONTAINERD_NAMESPACE") or "default"
+        """The containerd namespace nerdctl will use: its flag, its environment, its configuration file, `default`."""
+        given = self.value_of("--namespace", "-n") or self.environment.get("CONTAINERD_NAMESPACE")
+        return given or _configured(self.environment, "namespace") or "default"
 
     @property
     def address(self) -> str:
-        """The containerd socket nerdctl will use, as a path."""
+        """The containerd socket nerdctl will use, as a path; found as `namespace` is."""
         given = self.value_of("--address", "-a", "--host", "-H") or self.environment.get("CONTAINERD_ADDRESS")
-        return (given or "/run/containerd/containerd.sock").removeprefix("unix://")
+        found = given or _configured(self.environment, "address") or "/run/containerd/containerd.sock"
+        return found.removeprefix("unix://")
 
     def output(self, *arguments: str, timeout_s: float = 120.0) -> str:
         """stdout of one call.
@@ -221,6 +224,16 @@ def _write_cache(cache_dir: Path | None, identity: str, arity: FlagArity) -> Non
         partial.replace(cache_dir / "nerdctl-flags.json")
     except OSError:
         pass  # a read-only home directory must not stop a container from starting
+
+
+def _configured(environment: Mapping[str, str], key: str) -> str | None:
+    """A string of nerdctl's own configuration file; a file that cannot be read is nerdctl's to complain about."""
+    path = Path(environment.get("NERDCTL_TOML") or "/etc/nerdctl/nerdctl.toml")
+    try:
+        value = tomllib.loads(path.read_text()).get(key)
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def _last_line(text: str) -> str:

@@ -1,0 +1,20 @@
+"""Bytes and seconds as people read them."""
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def in_bytes(count: float) -> str:
+    """Three significant digits, decimal units: 1234567 is `1.23 MB`."""
+    value, unit = float(count), _UNITS[0]
+    for unit in _UNITS:
+        if abs(value) < 999.5 or unit == _UNITS[-1]:
+            break
+        value /= 1000
+    if unit == "B":
+        return f"{count:.0f} B"
+    return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+
+
+def in_rate(bytes_per_s: float) -> str:
+    """A transfer rate."""
+    return f"{in_bytes(bytes_per_s)}/s"

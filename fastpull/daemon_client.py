@@ -1,0 +1,104 @@
+"""What the daemon says of itself, over its admin socket; only the members that are shown, checked as they are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from fastpull.exit_codes import ExitCode
+from fastpull.failures import Failure
+
+_TIMEOUT_S = 5.0
+_START = "systemctl start fastpull; journalctl -u fastpull tells why it does not start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One lazily served layer on this node. `present_bytes` of `tar_bytes` are local; `fetched` is by priority."""
+
+    digest: str
+    state: str
+    plane: str
+    mounted: bool
+    tar_bytes: int
+    blob_bytes: int
+    present_bytes: int
+    waiting: int
+    origins: tuple[str, ...]
+    fetched: Mapping[str, int]
+    last_error: str | None
+
+    @property
+    def share(self) -> float:
+        """How much is local, 0 to 1."""
+        return self.present_bytes / self.tar_bytes if self.tar_bytes else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Daemon:
+    """The daemon at one moment. Bytes are compressed bytes received since it started."""
+
+    plane: str
+    layers: Mapping[str, Layer]
+    fetched: Mapping[str, int] = field(default_factory=dict)
+    faults: int = 0
+    fault_wait_s: float = 0.0
+    rate_bytes_per_s: float = 0.0
+
+
+async def ask(socket: Path) -> Daemon:
+    """The daemon's status.
+
+    Raises:
+        Failure: it does not answer, or not with what this version understands.
+    """
+    try:
+        connector = aiohttp.UnixConnector(path=str(socket))
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            session.get("http://fastpull/v1/status") as response,
+        ):
+            response.raise_for_status()
+            return parse(await response.json())
+    except (aiohttp.ClientError, TimeoutError, OSError) as problem:
+        message = f"the daemon does not answer at {socket}: {problem or type(problem).__name__}"
+        raise Failure(message, hint=_START, code=ExitCode.UNAVAILABLE) from None
+    except (KeyError, TypeError, ValueError) as problem:
+        message = f"the daemon at {socket} answers in another language ({problem!r})"
+        raise Failure(message, hint="restart it: systemctl restart fastpull", code=ExitCode.MALFORMED) from None
+
+
+def parse(document: Mapping[str, Any]) -> Daemon:
+    """Read the document of `GET /v1/status`. Raises KeyError, TypeError or ValueError where it is not one."""
+    fetcher = document["fetcher"]
+    if fetcher is None:
+        return Daemon(plane="none", layers={})
+    layers = [_layer(row) for row in fetcher["layers"]]
+    return Daemon(
+        plane=str(fetcher["plane"]),
+        layers={layer.digest: layer for layer in layers},
+        fetched={str(key): int(value) for key, value in fetcher["fetched_bytes"].items()},
+        faults=int(fetcher["faults"]),
+        fault_wait_s=float(fetcher["fault_wait_s"]),
+        rate_bytes_per_s=float(fetcher["rate_bytes_per_s"]),
+    )
+
+
+def _layer(row: Mapping[str, Any]) -> Layer:
+    error = row["last_error"]
+    return Layer(
+        digest=str(row["digest"]),
+        state=str(row["state"]),
+        plane=str(row["plane"]),
+        mounted=bool(row["mounted"]),
+        tar_bytes=int(row["tar_bytes"]),
+        blob_bytes=int(row["blob_bytes"]),
+        present_bytes=int(row["present_bytes"]),
+        waiting=int(row["waiting"]),
+        origins=tuple(str(origin) for origin in row["origins"]),
+        fetched={str(key): int(value) for key, value in row["fetched_bytes"].items()},
+        last_error=None if error is None else str(error),
+    )
