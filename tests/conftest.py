@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fastpull.lab import tools
+from fastpull.lab.daemon import daemon_config
 from fastpull.lab.mounts import unmount_below
 from fastpull.lab.tools import Release
 from tests.harness import Daemon, LinkShape, PrivateContainerd, Registry, ShapedLink, Workspace, images, skips
@@ -159,8 +160,9 @@ def current_release() -> Release:
 
 @pytest.fixture
 def daemon(request: pytest.FixtureRequest, workspace: Workspace) -> Iterator[Daemon]:
-    """The snapshotter, for a containerd with the default name ("c") in the same workspace."""
-    with Daemon(workspace, containerd_address=workspace.path / "c" / "c.sock") as running:
+    """The snapshotter, for a containerd with the default name ("c"); it knows the registries the test asks for."""
+    config = daemon_config(*_registries(request))
+    with Daemon(workspace, containerd_address=workspace.path / "c" / "c.sock", config=config) as running:
         yield running
     assert not running.left, running.left
     if not request.node.get_closest_marker("expected_traceback"):
@@ -174,19 +176,15 @@ def containerd(
     workspace: Workspace, release: Release, daemon: Daemon, request: pytest.FixtureRequest
 ) -> Iterator[PrivateContainerd]:
     """A containerd that knows the snapshotter `fastpull`; started after the daemon and ended before it."""
-    hosts = _hosts_dir(request)
+    hosts = next((served.hosts_dir() for served in _registries(request)), None)
     with PrivateContainerd(workspace, release, proxies={"fastpull": daemon.proxy}, hosts_dir=hosts) as running:
         yield running
     assert not running.left, running.left
 
 
-def _hosts_dir(request: pytest.FixtureRequest) -> Path | None:
-    """certs.d of the registry the test uses, if it uses one."""
-    for name in ("slow_registry", "registry"):
-        if name in request.fixturenames:
-            served: Registry = request.getfixturevalue(name)
-            return served.hosts_dir()
-    return None
+def _registries(request: pytest.FixtureRequest) -> list[Registry]:
+    """The registries the test asked for by fixture name."""
+    return [request.getfixturevalue(name) for name in ("slow_registry", "registry") if name in request.fixturenames]
 
 
 # Sample images, made once a run

@@ -77,7 +77,7 @@ step_venv() {
     say "Python environment"
     [[ -x $top/.venv/bin/python ]] || "$(python_for_venv)" -m venv "$top/.venv"
     "$top/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint "$here/constraints.txt" \
-        --editable "$top[dev]" </dev/null
+        --editable "$top[dev]" "setuptools>=77" </dev/null
     seal venv "$want"
 }
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from fastpull.lab import mounts, tools
-from fastpull.lab.process import CommandFailed, Service, run, wait_until
+from fastpull.lab.process import CommandFailed, LabError, Service, run, wait_until
 from fastpull.lab.tools import Release
 from fastpull.lab.workspace import Workspace, kill_all, marked_processes
 
@@ -190,6 +190,18 @@ class Containerd:
         """Run a container of a pulled image to its end with `ctr`, on the host's network; returns its output."""
         words = ["run", "--rm", "--net-host", "--snapshotter", snapshotter, reference, name, *command]
         return self.ctr(*words, timeout_s=timeout_s)
+
+    def wait_snapshotter(self, name: str, *, timeout_s: float = 15) -> None:
+        """Wait until this containerd reaches a proxy snapshotter: after a restart its client may still be backing off."""
+
+        def answers() -> bool:
+            try:
+                self.ctr("snapshots", "--snapshotter", name, "list", timeout_s=5)
+            except LabError:
+                return False
+            return True
+
+        wait_until(answers, what=f"snapshotter {name}", timeout_s=timeout_s)
 
     # The end
 

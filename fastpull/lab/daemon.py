@@ -12,6 +12,7 @@ from typing import Self
 from fastpull.lab import mounts
 from fastpull.lab.mounts import Mount
 from fastpull.lab.process import LabError, Service, wait_until
+from fastpull.lab.registry import Registry
 from fastpull.lab.workspace import Workspace, describe, kill_all
 
 _PROGRAM = "fastpull-snapshotter"
@@ -21,6 +22,13 @@ def _program() -> list[str]:
     """The daemon installed beside the running Python."""
     script = Path(sys.executable).with_name(_PROGRAM)
     return [str(script)] if script.exists() else [sys.executable, "-m", "fastpull.daemon"]
+
+
+def daemon_config(*registries: Registry) -> str:
+    """The daemon's TOML: these registries speak plain HTTP, and nothing of the host's own configuration is read."""
+    hosts = ", ".join(f'"{served.host}"' for served in registries)
+    certs = ", ".join(f'"{served.hosts_dir()}"' for served in registries)
+    return f"registry_hosts = [{hosts}]\n[registry]\nplain_http = [{hosts}]\ncerts_dirs = [{certs}]\n"
 
 
 class Daemon:
@@ -38,6 +46,7 @@ class Daemon:
         extra: Sequence[str] = (),
         name: str = "f",
     ) -> None:
+        """`config` is TOML (see `daemon_config`); `extra` are more flags of the daemon."""
         self.dir = workspace.directory(name)
         self.root = self.dir / "root"
         self.run_dir = self.dir / "run"
