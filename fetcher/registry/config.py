@@ -14,16 +14,12 @@ from fetcher.registry.retry import RetryPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timeouts:
-    """Seconds. ``upload_floor_bps`` is the slowest upload still taken for alive, in bytes per second."""
+    """How long to wait. ``finish_s`` is for a registry that moves a large blob into place after its upload."""
 
     connect_s: float = 10.0
     first_byte_s: float = 30.0
     between_bytes_s: float = 20.0
-    upload_floor_bps: int = 64 << 10
-
-    def upload_s(self, size: int) -> float:
-        """How long one request with ``size`` bytes of body may take."""
-        return self.connect_s + self.first_byte_s + size / self.upload_floor_bps
+    finish_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +45,8 @@ class RegistryConfig:
     connections_per_host: int = 16
     read_buffer_bytes: int = 1 << 20
     upload_chunk_bytes: int = 16 << 20
+    unchunked_hosts: tuple[str, ...] = ("gcr.io", "*.gcr.io", "*.pkg.dev")
+    """Registries that take a blob in one request only (shell patterns). Google documents it of its own."""
     user_agent: str = "fastpull"
     timeouts: Timeouts = Timeouts()
     retry: RetryPolicy = field(default_factory=RetryPolicy)

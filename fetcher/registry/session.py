@@ -18,7 +18,7 @@ from fetcher.registry.config import RegistryConfig, is_plain
 from fetcher.registry.errors import ProtocolViolation, RegistryError, Unavailable, Untrusted
 from fetcher.registry.hosts import Endpoint, Tls, tls_context
 from fetcher.registry.status import error_for
-from fetcher.registry.transport import Response, Transport
+from fetcher.registry.transport import Body, Response, Transport
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_HOPS = 5
@@ -38,7 +38,8 @@ class Call:
     subject: str
     scopes: tuple[Scope, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes | memoryview | None = field(default=None, repr=False)
+    body: Body = field(default=None, repr=False)
+    answer_s: float | None = None
     keep_redirect: bool = False
 
 
@@ -134,8 +135,8 @@ class Session:
         refused: frozenset[str] = frozenset()
         for attempt in range(_MAX_CREDENTIALS):
             response = await self._send(call, call.url, _headers(call, grant), call.endpoint.tls)
-            if response.status not in (401, 403):
-                return response
+            if response.status not in (401, 403) or isinstance(call.body, AsyncIterator):
+                return response  # a stream cannot be sent twice
             # A grant that was only just made and is refused will not be better next time; an old one may have expired.
             if attempt and grant is not None:
                 refused |= {grant.provider}
@@ -160,7 +161,7 @@ class Session:
     async def _send(self, call: Call, url: str, headers: Mapping[str, str], tls: Tls) -> Response:
         context = await self._context(tls) if url.startswith("https:") else None
         return await self._transport.send(
-            call.method, url, subject=call.subject, headers=headers, tls=context, body=call.body
+            call.method, url, subject=call.subject, headers=headers, tls=context, body=call.body, answer_s=call.answer_s
         )
 
     async def _context(self, tls: Tls) -> ssl.SSLContext:

@@ -5,7 +5,7 @@ Nothing here follows redirects, authenticates or retries. The rest of the packag
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import aiohttp
@@ -16,6 +16,8 @@ from fetcher.registry.config import RegistryConfig
 from fetcher.registry.errors import ProtocolViolation, RegistryError, ShortBody, Unavailable, Untrusted
 
 _MAX_DRAIN_BYTES = 64 << 10
+_PIECE_BYTES = 256 << 10
+Body = bytes | memoryview | AsyncIterator[bytes] | None
 
 
 class Response:
@@ -87,10 +89,8 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "Transport":
-        timeouts = self._config.timeouts
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._config.connections_per_host),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.first_byte_s),
             headers={"User-Agent": self._config.user_agent},
             read_bufsize=self._config.read_buffer_bytes,
             # Bytes are addressed by what the registry holds, never by a content coding of it.
@@ -113,11 +113,12 @@ class Transport:
         subject: str,
         headers: Mapping[str, str],
         tls: ssl.SSLContext | None = None,
-        body: bytes | memoryview | None = None,
+        body: Body = None,
+        answer_s: float | None = None,
     ) -> Response:
         """Send, and wait for the head of the answer, which the caller closes.
 
-        ``subject`` is what errors name instead of the URL.
+        ``subject`` is what errors name instead of the URL; ``answer_s`` replaces the time allowed until the first byte.
         """
         if self._session is None:
             raise RuntimeError("the registry client is used before it was entered")
@@ -125,16 +126,50 @@ class Transport:
         with _mapped(subject, 0):
             # Waiting for a free connection is bounded by the caller's deadline, connecting and the first byte by the
             # session's timeouts; only a body being sent has no clock of its own in aiohttp.
-            async with asyncio.timeout(timeouts.upload_s(len(body)) if body else None):
+            async with asyncio.timeout(None) as clock:
                 answer = await self._session.request(
                     method,
                     URL(url, encoded=True),  # a signed URL is signed as spelled
-                    headers=headers,
+                    headers=_framed(headers, body),
                     ssl=tls if tls is not None else True,
-                    data=body,
+                    data=body if body is None or body == b"" else _paced(body, clock, timeouts.between_bytes_s),
                     allow_redirects=False,
+                    timeout=self._timeout(answer_s),
                 )
         return Response(answer, timeouts.between_bytes_s)
+
+    def _timeout(self, answer_s: float | None) -> aiohttp.ClientTimeout:
+        timeouts = self._config.timeouts
+        read_s = timeouts.first_byte_s if answer_s is None else answer_s
+        return aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s, sock_read=read_s)
+
+
+def _framed(headers: Mapping[str, str], body: Body) -> dict[str, str]:
+    """With the length where it is known: without it a body goes in HTTP chunks, which object stores refuse."""
+    if isinstance(body, bytes | memoryview):
+        return {**headers, "Content-Length": str(len(body))}
+    return dict(headers)
+
+
+async def _paced(
+    body: bytes | memoryview | AsyncIterator[bytes], clock: asyncio.Timeout, between_bytes_s: float
+) -> AsyncIterator[bytes]:
+    """The body in pieces, each of which must leave within ``between_bytes_s``. Making them may take its time."""
+    loop = asyncio.get_running_loop()
+    pieces = _cut(body) if isinstance(body, bytes | memoryview) else body
+    async for piece in pieces:
+        # The server may have answered before it has the whole body; the clock is over then, and nothing is to be timed.
+        with suppress(RuntimeError):
+            clock.reschedule(loop.time() + between_bytes_s)
+        yield piece
+        with suppress(RuntimeError):
+            clock.reschedule(None)
+
+
+async def _cut(body: bytes | memoryview) -> AsyncIterator[bytes]:
+    view = memoryview(body)
+    for start in range(0, len(view), _PIECE_BYTES):
+        yield bytes(view[start : start + _PIECE_BYTES])
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from urllib.parse import quote, urljoin
 
 import structlog
@@ -24,6 +25,7 @@ from fetcher.registry.errors import (
     RegistryError,
     Rejected,
     Unauthorized,
+    Unavailable,
     UploadLost,
     is_transient,
     retry_after_s,
@@ -64,6 +66,9 @@ class BlobWriter:
         self._router = router
         self._reader = reader
         self._config = config
+        # Every wait within an upload has its own deadline; the one over all is for registries that never get anywhere.
+        deadline_s = max(config.retry.deadline_s, 2 * config.timeouts.finish_s)
+        self._patience = replace(config.retry, deadline_s=deadline_s)
 
     async def mount(self, origin: Origin, digest: Digest, source: Origin) -> bool:
         """See :meth:`RegistryClient.mount_blob`."""
@@ -90,7 +95,7 @@ class BlobWriter:
         async def whole() -> None:
             await self._finish(await self._started(origin), digest, data)
 
-        await retrying(self._config.retry, f"{origin}@{digest}", whole)
+        await retrying(self._patience, f"{origin}@{digest}", whole)
         return digest
 
     async def push(self, origin: Origin, chunks: AsyncIterator[bytes]) -> tuple[Digest, int]:
@@ -100,6 +105,8 @@ class BlobWriter:
         if not second:
             return await self.push_bytes(origin, first), len(first)
         upload = await self._started(origin)
+        if any(fnmatchcase(upload.endpoint.authority, host) for host in self._config.unchunked_hosts):
+            return await self._stream(upload, first, second, pieces)
         if upload.min_chunk_bytes > self._config.upload_chunk_bytes:
             raise Rejected(f"{upload.subject}: it wants chunks of {upload.min_chunk_bytes} bytes", status=416)
         hasher = hashlib.sha256()
@@ -111,6 +118,31 @@ class BlobWriter:
         digest = Digest(f"sha256:{hasher.hexdigest()}")
         await self._finish_checked(upload, digest)
         return digest, upload.offset
+
+    async def _stream(
+        self, upload: Upload, first: bytes, second: bytes, rest: AsyncIterator[bytes]
+    ) -> tuple[Digest, int]:
+        """Everything in one PATCH, as Docker sends it. A failure loses the upload."""
+        hasher, size = hashlib.sha256(), 0
+
+        async def hashed() -> AsyncIterator[bytes]:
+            nonlocal size
+            async for piece in _chained(first, second, rest):
+                await asyncio.to_thread(hasher.update, piece)
+                size += len(piece)
+                yield piece
+
+        call = self._call("PATCH", upload, upload.location)
+        call = replace(call, headers={"Content-Type": _OCTETS}, body=hashed(), answer_s=self._config.timeouts.finish_s)
+        try:
+            async with self._session.open(call, frozenset({202, 204, 201})) as response:
+                await response.drain(upload.subject)
+                location = _location(response, upload.location, upload.subject)
+        except Unavailable as exc:
+            raise UploadLost(f"{upload.subject}: it cannot be resumed: {exc}") from exc
+        digest = Digest(f"sha256:{hasher.hexdigest()}")
+        await self._finish_checked(replace(upload, location=location, offset=size), digest)
+        return digest, size
 
     async def _digest(self, data: bytes) -> Digest:
         return await asyncio.to_thread(sha256_digest, data)
@@ -164,13 +196,12 @@ class BlobWriter:
                 raise UploadLost(f"{upload.subject}: the registry has {state.offset} of {start + len(chunk)} bytes")
             return state
 
-        return await retrying(self._config.retry, upload.subject, send)
+        return await retrying(self._patience, upload.subject, send)
 
     async def _patch(self, upload: Upload, body: memoryview) -> Upload:
         end = upload.offset + len(body)
         headers = {
             "Content-Type": _OCTETS,
-            "Content-Length": str(len(body)),
             "Content-Range": f"{upload.offset}-{end - 1}",
         }
         call = replace(self._call("PATCH", upload, upload.location), headers=headers, body=body)
@@ -211,8 +242,8 @@ class BlobWriter:
     async def _finish(self, upload: Upload, digest: Digest, body: bytes) -> None:
         joint = "&" if "?" in upload.location else "?"
         url = f"{upload.location}{joint}digest={quote(digest, safe='')}"
-        headers = {"Content-Type": _OCTETS, "Content-Length": str(len(body))}
-        call = replace(self._call("PUT", upload, url), headers=headers, body=body)
+        call = self._call("PUT", upload, url)
+        call = replace(call, headers={"Content-Type": _OCTETS}, body=body, answer_s=self._config.timeouts.finish_s)
         async with self._session.open(call, frozenset({201, 204})) as response:
             await response.drain(upload.subject)
             stored = response.headers.get("Docker-Content-Digest", digest)
@@ -252,6 +283,13 @@ def _received(response: Response, default: int) -> int:
         return default
     last = int(match[1])
     return last + 1 if last else 0
+
+
+async def _chained(first: bytes, second: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    yield second
+    async for piece in rest:
+        yield piece
 
 
 async def _regroup(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
