@@ -53,7 +53,7 @@ class StartError(Exception):
 @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="[info]")
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), help="how lazy layers are served [auto]")
 def main(config: Path | None, **overrides: Any) -> None:
-    """Exit codes: 0 after SIGTERM or SIGINT, 1 when something is in the way of the start, 2 for a wrong configuration."""
+    """Exit codes: 0 after SIGTERM or SIGINT, 1 when the start fails, 2 for a wrong configuration."""
     try:
         settings = load(config, os.environ, overrides)
         configure_logging(settings.log_level)
@@ -118,16 +118,17 @@ async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
         resolver=ImageResolver(containerd, RegistryHosts(config).names),
         options=MountOptions(overlay=await asyncio.to_thread(overlay_options, config.root), remap_ids=config.remap_ids),
     )
-    await core.start()
+    status = None if fetcher is None else fetcher.status
+    mounted = [] if status is None else [layer.digest for layer in status().layers if layer.mounted]
+    await core.start(mounted)
     stack.push_async_callback(core.stop)
     await stack.enter_async_context(serve_grpc(core, config.socket))
-    status = None if fetcher is None else fetcher.status
     await stack.enter_async_context(admin.serve(admin.Admin(core, status), config.admin_socket))
 
 
 @contextlib.asynccontextmanager
 async def serve_grpc(core: Snapshotter, path: Path) -> AsyncIterator[None]:
-    """Answer on the unix socket `path`, mode 0600. One that a dead daemon left is replaced, one that is served is not."""
+    """Answer on the unix socket `path`, mode 0600. What a dead daemon left there is replaced, a live one is not."""
     replace_socket(path)
     server = grpc.aio.server()
     service.add_to_server(core, server)
@@ -141,7 +142,7 @@ async def serve_grpc(core: Snapshotter, path: Path) -> AsyncIterator[None]:
         yield
     finally:
         await server.stop(GRACE_S)
-        path.unlink(missing_ok=True)
+        admin.unlink(path)
 
 
 def replace_socket(path: Path) -> None:
@@ -162,7 +163,7 @@ def replace_socket(path: Path) -> None:
 
 @contextlib.contextmanager
 def only_one(root: Path) -> Iterator[None]:
-    """Hold the lock of the root while the context is open: two daemons on one root would destroy each other's snapshots."""
+    """Hold the lock of the root: two daemons on one root would destroy each other's snapshots."""
     with (root / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -172,7 +173,7 @@ def only_one(root: Path) -> Iterator[None]:
 
 
 def notify(state: str) -> None:
-    """Tell systemd, if it asked (sd_notify(3): one datagram to $NOTIFY_SOCKET; `@` stands for the abstract namespace)."""
+    """Tell systemd, if it asked: sd_notify(3), one datagram to $NOTIFY_SOCKET, where `@` starts an abstract name."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

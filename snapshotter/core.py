@@ -27,9 +27,6 @@ from snapshotter.store import Record, Transaction
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-ALWAYS_FRESH = 3
-"""How often a Prepare starts over because the layers below it changed meanwhile."""
-
 
 class Snapshotter:
     """Built on an entered `Database`; `start` before the first call, `stop` after the last."""
@@ -49,10 +46,14 @@ class Snapshotter:
         self._options = options
         self._running: set[asyncio.Task[Any]] = set()
 
-    async def start(self) -> None:
-        """Take up the layers in use and sweep what a crash left behind. Needs neither the network nor containerd."""
-        await self._layers.restore()
-        await self.cleanup()
+    async def start(self, mounted: Iterable[Digest] = ()) -> None:
+        """Take up the layers in use and sweep what a crash left behind. Needs neither the network nor containerd.
+
+        `mounted` are the layers that are mounted already; those no snapshot uses are let go. Sweeping takes as long as
+        it takes, in the background.
+        """
+        await self._layers.restore(mounted)
+        self._spawn(self.cleanup())
 
     async def stop(self) -> None:
         """Wait for what is under way. Mounts stay: containers go on without us."""
@@ -64,7 +65,7 @@ class Snapshotter:
     async def prepare(
         self, key: SnapshotKey, parent: SnapshotKey | None, labels: Mapping[str, str], namespace: str | None = None
     ) -> tuple[Mount, ...]:
-        """A new active snapshot's mounts. AlreadyExists, only with `containerd.io/snapshot.ref`: the layer needs no unpacking."""
+        """A new active snapshot's mounts. AlreadyExists with `containerd.io/snapshot.ref`: nothing needs unpacking."""
 
         async def run() -> tuple[Mount, ...]:
             if SNAPSHOT_REF in labels:
@@ -128,7 +129,7 @@ class Snapshotter:
         return await self._database.read(lambda tx: tx.walk(wanted))
 
     async def usage(self, name: SnapshotKey) -> Usage:
-        """Active: what its directory takes now. Committed: what it took then. A layer: what the provider says, no I/O."""
+        """Active: what its directory takes now. Committed: what it took then. A layer: what the provider says."""
         record = await self._database.read(lambda tx: tx.record(name))
         if record.layer is not None:
             return self._layers.usage(record.layer)
@@ -191,7 +192,16 @@ class Snapshotter:
                 log.warning("directory_not_removed", path=str(path), error=str(exc))
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._spawn(work))
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """Whoever waited was told of an error; one nobody waits for is at least written down."""
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("operation_failed", error=str(error))

@@ -1,8 +1,8 @@
 """The metadata database: its schema, and the one thread that uses it.
 
-sqlite in WAL mode with `synchronous=FULL`: a change that was reported to containerd is on the disk. All work on it, and the
-directory operations that belong to a transaction, run on one dedicated thread, so transactions never wait for each other
-inside sqlite and never block the event loop.
+sqlite in WAL mode with `synchronous=FULL`: a change that was reported to containerd is on the disk. All work on it, and
+the directory operations that belong to a transaction, run on one dedicated thread, so transactions never wait for each
+other inside sqlite and never block the event loop.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ T = TypeVar("T")
 VERSION: Final = 1
 
 # Invariants, beyond what the constraints say:
-# * `name` is the key of a view or an active snapshot and the name of a committed one: one namespace for both, as in containerd.
+# * `name` is the key of a view or an active snapshot and the name of a committed one: one namespace for both.
 # * A parent is always committed (kind 3), and a committed snapshot never changes its parent, so there are no cycles.
-# * `id` is never used twice (AUTOINCREMENT): a directory left behind by a crash can not be taken for a later snapshot's.
-# * A row with `layer` NULL has a directory `snapshots/<id>` from before its transaction ends until after it is deleted; a
-#   directory without a row is garbage. A row with a layer has no directory: its files are the layer's.
+# * `id` is never used twice (AUTOINCREMENT): a directory that a crash left can not be taken for a later snapshot's.
+# * A row with `layer` NULL has a directory `snapshots/<id>` from before its transaction ends until after it is deleted;
+#   a directory without a row is garbage. A row with a layer has no directory: its files are the layer's.
 # * No label has an empty value: setting it to empty removes it, as in containerd.
 # * Times are nanoseconds since the epoch; a new snapshot has updated_ns = created_ns.
 SCHEMA: Final = """
@@ -77,7 +77,7 @@ class Database:
         return await self._submit(lambda: self._transact("BEGIN", work))
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
-        """Run `work` and commit; if it raises, nothing was changed. It runs to its end even if the caller is cancelled."""
+        """Run `work` and commit; if it raises, nothing was changed. Ends even if the caller is cancelled."""
         return await self._submit(lambda: self._transact("BEGIN IMMEDIATE", work))
 
     async def _submit(self, work: Callable[[], T]) -> T:

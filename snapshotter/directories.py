@@ -1,4 +1,4 @@
-"""The snapshots' directories on the disk. Everything here blocks: it runs on the database's thread or in an executor."""
+"""The snapshots' directories. Everything here blocks: it runs on the database's thread or in an executor."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def owner_of(path: Path) -> Owner:
 
 
 def orphans(layout: Layout, ids: Iterable[int]) -> list[Path]:
-    """Directories that belong to no snapshot. Call it where no snapshot can be in the making: inside a write transaction."""
+    """What belongs to no snapshot. To be called where none can be in the making: inside a write transaction."""
     known = {str(snapshot) for snapshot in ids}
     return [path for path in layout.snapshots.iterdir() if path.name not in known]
 

@@ -27,7 +27,7 @@ from snapshotter.store import Transaction
 log = structlog.get_logger(__name__)
 
 PARENT_CHAIN = "containerd.io/snapshot/parent-chain-id"
-"""Set by containerd >= 2.3 on every layer but the first. With an empty parent it tells that layers are unpacked in parallel."""
+"""Set by containerd >= 2.3 on every layer but the first. Without a parent, layers are being unpacked in parallel."""
 
 
 class Layers:
@@ -47,8 +47,9 @@ class Layers:
     def held(self) -> frozenset[Digest]:
         return frozenset(self._held)
 
-    async def restore(self) -> None:
-        """After a start: retain what the snapshots use. A layer that cannot be had is logged; others are not affected."""
+    async def restore(self, mounted: Iterable[Digest]) -> None:
+        """After a start: retain what the snapshots use. A layer that cannot be had is logged, the others go on."""
+        self._held.update(mounted)
         for layer in sorted(await self._database.read(Transaction.layers)):
             self._held.add(layer)
             try:
@@ -57,7 +58,7 @@ class Layers:
                 log.error("layer_not_restored", layer=layer, error=str(exc))
 
     async def offer(self, parent: SnapshotKey | None, labels: Mapping[str, str], namespace: str | None) -> None:
-        """Raises AlreadyExists if the layer is one of ours and now there; returns if it has to be unpacked the ordinary way."""
+        """Raises AlreadyExists if the layer is ours and now there; returns if it has to be unpacked."""
         members = await self._database.read(lambda tx: tx.parent_chain(parent))
         request = Request(
             target=labels[SNAPSHOT_REF], parent=parent, labels=labels, namespace=namespace, depth=len(members)
@@ -122,7 +123,11 @@ class Layers:
                     await self._provider.release(layer)
 
     def usage(self, layer: Digest) -> Usage:
-        found = self._provider.usage(layer)
+        """Nothing for a layer the node has lost."""
+        try:
+            found = self._provider.usage(layer)
+        except LayerUnavailable:
+            return Usage()
         return Usage(size=found.size, inodes=found.inodes)
 
 
@@ -133,8 +138,8 @@ class NotLazy(Exception):
 def find(tx: Transaction, request: Request, layer: Digest) -> SnapshotKey | None:
     """The snapshot that containerd would find for the request, if its files are `layer`'s.
 
-    Another layer in that place is refused: the same chain id with other bytes can come from an image that lies about its
-    diff ids, and an ordinary pull is verified by containerd.
+    Another layer in that place is refused: the same chain id with other bytes can come from an image that lies about
+    its diff ids, and an ordinary pull is verified by containerd.
     """
     found = tx.layers_of(request.target, request.parent)
     if not found:

@@ -1,4 +1,4 @@
-"""The terms of the domain: an active snapshot (or a view) has a *key*, a committed one has a *name*; both live in one namespace."""
+"""The terms of the domain: an active snapshot or a view has a *key*, a committed one a *name*, in one namespace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NewType
 from layerformat.digest import Digest
 
 SnapshotKey = NewType("SnapshotKey", str)
-"""The key of an active snapshot or the name of a committed one. Opaque: containerd puts `<namespace>/<number>/` before it."""
+"""The key of an active snapshot or the name of a committed one. Opaque, often `<namespace>/<number>/<client's key>`."""
 
 SNAPSHOT_REF = "containerd.io/snapshot.ref"
 """On a Prepare: the chain id that the client is about to build, and permission to answer that it exists already."""
@@ -90,7 +90,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the snapshots lie under the root; the paths are kept short because they all have to fit one page of mount options."""
+    """Where the snapshots lie under the root. Paths are short: a chain of them has to fit one page of mount options."""
 
     root: Path
 

@@ -16,8 +16,8 @@ class MountOptions:
     overlay: tuple[str, ...] = ()
     """What every overlay gets (`index=off`, `userxattr`), as probed."""
     remap_ids: bool = False
-    """Ask for id-mapped mounts where containerd gave mappings. Has to agree with the capability `remap-ids` in containerd's
-    configuration: without that capability containerd has changed the owners of the files itself already."""
+    """Ask for id-mapped mounts where containerd gave mappings. Has to agree with the capability `remap-ids` in
+    containerd's configuration: without it containerd has changed the owners of the files itself already."""
 
 
 def mounts(
@@ -27,7 +27,7 @@ def mounts(
     lowers: Mapping[Digest, Path],
     options: MountOptions = MountOptions(),
 ) -> tuple[Mount, ...]:
-    """The mounts, as containerd's overlay snapshotter would give them; `lowers` holds a directory for each of the chain's layers.
+    """The mounts, as containerd's overlay snapshotter gives them. `lowers`: a directory for each of the chain's layers.
 
     A snapshot without parents is its own directory, a view of one parent is that parent's: overlayfs needs two.
     """
@@ -61,7 +61,7 @@ def _id_mapping(labels: Mapping[str, str]) -> tuple[str, ...]:
 def mapped_root(labels: Mapping[str, str]) -> Owner | None:
     """Who owns the root directory of a snapshot with id mappings: the host's ids for the container's 0.
 
-    A mapping is `container:host:size[,...]`. None where there are none; InvalidArgument where one is missing or malformed.
+    A mapping is `container:host:size[,...]`. None where there are none; InvalidArgument for one missing or malformed.
     """
     uid_map, gid_map = labels.get(UID_MAPPING), labels.get(GID_MAPPING)
     if uid_map is None and gid_map is None:

@@ -12,8 +12,8 @@ from fetcher import kernel
 log = structlog.get_logger(__name__)
 
 WANTED = (("index=off",), (), ("index=off", "userxattr"), ("userxattr",))
-"""In this order. `index=off`: containers share lower directories, an inode index would refuse the second one. `userxattr`:
-in a user namespace `trusted.*` is out of reach (kernel 5.11)."""
+"""In this order. `index=off`: containers share lower directories, an inode index would refuse the second one.
+`userxattr`: in a user namespace `trusted.*` is out of reach (kernel 5.11)."""
 
 
 def overlay_options(root: Path) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def overlay_options(root: Path) -> tuple[str, ...]:
 
 
 def _mounts(scratch: Path, options: tuple[str, ...]) -> bool:
-    """Whether an overlay with these options mounts and can replace a directory of a lower layer (it needs xattrs for it)."""
+    """Whether an overlay with these options mounts and can replace a lower directory, for which it needs xattrs."""
     (scratch / "lower1" / "replaced").mkdir(exist_ok=True)
     merged = scratch / "merged"
     lower = f"lowerdir={scratch}/lower1:{scratch}/lower2"

@@ -194,7 +194,7 @@ def _layers(document: Mapping[str, Any]) -> dict[Digest, LayerRef | None]:
 
 
 def _layer(descriptor: Mapping[str, Any]) -> LayerRef | None:
-    """None unless the annotations are well-formed and speak of this very blob: a tool that recompresses may keep them."""
+    """None unless the annotations are sound and speak of this very blob: a tool that recompresses may keep them."""
     annotations = descriptor.get("annotations")
     if not isinstance(annotations, dict) or not all(isinstance(value, str) for value in annotations.values()):
         return None

@@ -51,7 +51,7 @@ def _mapped(
 
 
 class SnapshotService(snapshots_pb2_grpc.SnapshotsServicer):
-    """`containerd.services.snapshots.v1.Snapshots`. The field `snapshotter` is the client's name for us and not read."""
+    """`containerd.services.snapshots.v1.Snapshots`. The field `snapshotter`, the client's name for us, is not read."""
 
     def __init__(self, core: Snapshotter) -> None:
         self._core = core

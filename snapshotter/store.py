@@ -77,7 +77,7 @@ class Transaction:
         return tuple(Member(id=row["id"], layer=row["layer"]) for row in rows)
 
     def parent_chain(self, parent: SnapshotKey | None) -> tuple[Member, ...]:
-        """What a new snapshot on `parent` would lie on. Raises NotFound, InvalidArgument (the parent is not committed)."""
+        """What a new snapshot on `parent` would lie on. Raises NotFound, InvalidArgument (it is not committed)."""
         if parent is None:
             return ()
         self._parent_id(parent)
@@ -100,7 +100,7 @@ class Transaction:
         return self._sql.execute("SELECT 1 FROM snapshots WHERE layer = ? LIMIT 1", (layer,)).fetchone() is not None
 
     def layers_of(self, target: str, parent: SnapshotKey | None) -> list[tuple[SnapshotKey, Digest]]:
-        """The layer snapshots that answer for chain id `target` on `parent`, in the order containerd would find them."""
+        """The layer snapshots that answer for chain id `target` on `parent`, in containerd's order."""
         rows = self._sql.execute(
             """SELECT s.name, s.layer FROM snapshots s JOIN labels l ON l.snapshot = s.id
                LEFT JOIN snapshots p ON p.id = s.parent
@@ -237,7 +237,7 @@ class Transaction:
 
 
 def masked_labels(old: Mapping[str, str], new: Mapping[str, str], mask: Sequence[str]) -> dict[str, str]:
-    """The labels after an update; an empty value stands for a removed label. Raises InvalidArgument for a field that is fixed."""
+    """The labels after an update; an empty value stands for a removed label. Raises InvalidArgument for others."""
     if not mask:
         return dict(new)
     result = dict(old)
