@@ -115,7 +115,7 @@ class _Survey:
         """Visit every directory once, from the root, without recursion."""
         root = self._super.root_nid
         self._directories.add(root)
-        stack = [(root, root, 0)]
+        stack = [(root, root, 0)]  # inode, its parent, bytes of its path with the slash that follows
         while stack:
             nid, parent, path_len = stack.pop()
             place = locate(self._image, nid)
@@ -125,7 +125,7 @@ class _Survey:
             subdirs = self._check_names(place, parent, path_len)
             if place.inode.i_nlink != 2 + len(subdirs):
                 raise FormatError(f"EROFS inode {nid}: {place.inode.i_nlink} links, {len(subdirs)} subdirectories")
-            stack.extend((dirent.nid, nid, path_len + 1 + len(dirent.name)) for dirent in subdirs)
+            stack.extend((dirent.nid, nid, path_len + len(dirent.name) + 1) for dirent in subdirs)
 
     def _check_names(self, place: Place, parent: int, path_len: int) -> list[Dirent]:
         """The subdirectories of a directory, whose names are all counted."""
@@ -135,20 +135,22 @@ class _Survey:
         longest = 0
         for dirent in parse_directory(self._image, place):
             name, nid, file_type = dirent
-            if len(name) > longest:
-                longest = len(name)
             if name in dots:
                 if dots.pop(name) != nid or file_type != _FT_DIR:
                     raise FormatError(f"EROFS inode {place.nid}: {name!r} leads elsewhere")
-            elif file_type == _FT_DIR:
+                continue
+            longest = max(longest, len(name))
+            if file_type == _FT_DIR:
                 self._add_directory(nid)
                 subdirs.append(dirent)
             else:
                 links[nid] = links.get(nid, 0) + 1
                 if types.setdefault(nid, file_type) != file_type:
                     raise FormatError(f"EROFS inode {nid}: names of it differ in type")
-        if dots or path_len + 1 + longest > MAX_PATH_BYTES + 1:
-            raise FormatError(f"EROFS inode {place.nid}: directory without {sorted(dots)}, or a path too long")
+        if dots:
+            raise FormatError(f"EROFS inode {place.nid}: directory without {sorted(dots)}")
+        if longest and path_len + longest > MAX_PATH_BYTES:
+            raise FormatError(f"EROFS inode {place.nid}: path too long below it")
         return subdirs
 
     def _add_directory(self, nid: int) -> None:

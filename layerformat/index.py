@@ -96,7 +96,7 @@ def open_index(data: bytes, ref: LayerRef) -> Index:
     if index.diff_id != ref.diff_id:
         raise FormatError(f"layer {ref.digest}: index of {index.diff_id}, expected {ref.diff_id}")
     if index.frames.data_size + SKIPPABLE_HEADER.size != ref.index_offset:
-        raise FormatError(f"layer {ref.digest}: frames end at {index.frames.data_size}, index at {ref.index_offset}")
+        raise FormatError(f"layer {ref.digest}: frames end at {index.frames.data_size}, not just before the index")
     return index
 
 
