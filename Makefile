@@ -21,7 +21,7 @@ venv: ## set up .venv alone (no root needed)
 	@$(SETUP) venv
 
 demo: tools ## start a real image both ways behind a 1 Gbit/s link; writes demo-results/
-	fastpull demo $(ARGS)
+	fastpull demo --cache-dir .tools/demo $(ARGS)
 
 test: tools ## run all tests (root; about 15 minutes)
 	$(PYTHON) -m pytest $(ARGS)

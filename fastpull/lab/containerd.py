@@ -192,7 +192,7 @@ class Containerd:
         return self.ctr(*words, timeout_s=timeout_s)
 
     def wait_snapshotter(self, name: str, *, timeout_s: float = 15) -> None:
-        """Wait until this containerd reaches a proxy snapshotter: after a restart its client may still be backing off."""
+        """Wait until this containerd reaches a proxy snapshotter: after a restart its client may be backing off."""
 
         def answers() -> bool:
             try:
