@@ -15,7 +15,7 @@ from layerformat.entries import Entry
 from layerformat.erofs_write import build_metadata
 from layerformat.errors import FormatError
 from layerformat.frames import FrameTable
-from layerformat.index import HEADER, MAGIC, Index, decode_index, encode_index, open_index
+from layerformat.index import HEADER, MAGIC, Index, decode_index, encode_index, frame_table, open_index
 from tests.unit.layerformat.corpus import make_corpus
 
 FIELDS = (
@@ -74,6 +74,7 @@ def test_round_trip() -> None:
     payload = encode_index(index)
     assert decode_index(payload) == index
     assert open_index(payload, ref_for(index, payload)) == index
+    assert frame_table(payload) == index.frames
     assert encode_index(corpus_index()) == payload
 
 
@@ -126,15 +127,20 @@ def test_encode_refuses_what_decode_would() -> None:
     ids=str,
 )
 def test_malformed_header(fields: dict[str, Any]) -> None:
+    payload = with_header(encode_index(small_index()), **fields)
     with pytest.raises(FormatError):
-        decode_index(with_header(encode_index(small_index()), **fields))
+        decode_index(payload)
+    if "metadata_size" not in fields:
+        with pytest.raises(FormatError):
+            frame_table(payload)
 
 
 def test_every_truncation() -> None:
     payload = encode_index(small_index())
     for length in range(len(payload)):
-        with pytest.raises(FormatError):
-            decode_index(payload[:length])
+        for read in (decode_index, frame_table):
+            with pytest.raises(FormatError):
+                read(payload[:length])
     with pytest.raises(FormatError):
         decode_index(payload + b"\0")
 
