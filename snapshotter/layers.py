@@ -41,7 +41,8 @@ class Layers:
         self._provider = provider
         self._resolver = resolver
         self._locks: defaultdict[Digest, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._held: set[Digest] = set()
+        self._retained: set[Digest] = set()
+        self._held: set[Digest] = set()  # retained, or mounted without it: what a release has to undo
 
     @property
     def held(self) -> frozenset[Digest]:
@@ -54,6 +55,7 @@ class Layers:
             self._held.add(layer)
             try:
                 await self._provider.retain(layer)
+                self._retained.add(layer)
             except (LayerUnavailable, FormatError, OSError) as exc:
                 log.error("layer_not_restored", layer=layer, error=str(exc))
 
@@ -74,8 +76,11 @@ class Layers:
     async def _take(self, request: Request) -> SnapshotKey | None:
         """The committed snapshot that answers the request; None if it is not for a layer of ours."""
         known = LayerRef.from_annotations(request.labels)
-        if known is not None and (name := await self._present(request, known)) is not None:
-            return name
+        # Only if the node really has the layer: a new pull mends a snapshot whose layer was lost.
+        if known is not None and known.digest in self._retained:
+            name = await self._database.read(lambda tx: find(tx, request, known.digest))
+            if name is not None:
+                return name
         resolved = await self._resolver.resolve(request)
         if resolved is None:
             return None
@@ -85,22 +90,34 @@ class Layers:
         await self._admit(resolved)
         return await self._commit(request, resolved.ref)
 
-    async def _present(self, request: Request, ref: LayerRef) -> SnapshotKey | None:
-        return await self._database.read(lambda tx: find(tx, request, ref.digest))
-
     async def _admit(self, resolved: Resolved) -> None:
         if resolved.image is not None:
             self._provider.announce(resolved.image)
-        await self._provider.admit(resolved.ref, resolved.origins)
+        try:
+            await self._provider.admit(resolved.ref, resolved.origins)
+        except OSError as exc:
+            raise NotLazy(f"layer {resolved.ref.digest} can not be kept: {exc}") from exc
 
     async def _commit(self, request: Request, ref: LayerRef) -> SnapshotKey:
-        async with self._locks[ref.digest]:
-            name = await self._database.write(lambda tx: find(tx, request, ref.digest) or create(tx, request, ref))
-            if ref.digest not in self._held:
-                self._held.add(ref.digest)
-                await self._provider.retain(ref.digest)
+        try:
+            async with self._locks[ref.digest]:
+                await self._retain(ref.digest)
+                name = await self._database.write(lambda tx: find(tx, request, ref.digest) or create(tx, request, ref))
+        except BaseException:
+            await self.release_unused([ref.digest])
+            raise
         log.info("layer_lazy", target=request.target, layer=ref.digest, name=name)
         return name
+
+    async def _retain(self, layer: Digest) -> None:
+        if layer in self._retained:
+            return
+        self._held.add(layer)
+        try:
+            await self._provider.retain(layer)
+        except OSError as exc:
+            raise NotLazy(f"layer {layer} can not be kept: {exc}") from exc
+        self._retained.add(layer)
 
     async def mount_all(self, members: Iterable[Member]) -> dict[Digest, Path]:
         """Mount the layers of a chain, all at once; gives their directories. Raises Unavailable, naming the layer."""
@@ -120,6 +137,7 @@ class Layers:
             async with self._locks[layer]:
                 if layer in self._held and not await self._database.read(lambda tx, it=layer: tx.uses(it)):  # type: ignore[misc]
                     self._held.discard(layer)
+                    self._retained.discard(layer)
                     await self._provider.release(layer)
 
     def usage(self, layer: Digest) -> Usage:

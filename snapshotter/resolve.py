@@ -78,6 +78,7 @@ class ImageResolver:
     async def _image(self, request: Request, layer: Digest) -> Image | None:
         """None, with a log line, if containerd can not be asked or does not know."""
         if request.namespace is None:
+            log.debug("request_without_namespace", target=request.target)
             return None
         async with self._lock:
             if (known := self._recall(request.namespace, layer)) is not None:
@@ -87,7 +88,9 @@ class ImageResolver:
             except ContainerdUnavailable as exc:
                 log.warning("containerd_not_asked", layer=layer, error=str(exc))
                 return None
-            if image is not None:
+            if image is None:
+                log.debug("image_not_found", layer=layer, namespace=request.namespace, depth=request.depth)
+            else:
                 self._remember(request.namespace, image)
             return image
 

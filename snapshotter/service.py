@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -21,6 +22,9 @@ from snapshotter.model import Info, Kind, Mount, SnapshotKey
 log = structlog.get_logger(__name__)
 
 NAMESPACE_HEADER: Final = "containerd-namespace"
+_KEY: Final = re.compile(r"([A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*)/[0-9]+/")
+"""`<namespace>/<number>/<client's key>`; a namespace is an identifier in containerd's sense."""
+
 LIST_CHUNK: Final = 100
 """Infos in one message of a List stream, as containerd has it."""
 
@@ -58,8 +62,9 @@ class SnapshotService(snapshots_pb2_grpc.SnapshotsServicer):
 
     @_mapped
     async def Prepare(self, request: pb.PrepareSnapshotRequest, context: Context) -> pb.PrepareSnapshotResponse:
+        namespace = _namespace(context) or key_namespace(request.key)
         mounts = await self._core.prepare(
-            SnapshotKey(request.key), _optional(request.parent), dict(request.labels), _namespace(context)
+            SnapshotKey(request.key), _optional(request.parent), dict(request.labels), namespace
         )
         return pb.PrepareSnapshotResponse(mounts=map(encode_mount, mounts))
 
@@ -125,6 +130,12 @@ def _namespace(context: Context) -> str | None:
         if key == NAMESPACE_HEADER and isinstance(value, str):
             return value
     return None
+
+
+def key_namespace(key: str) -> str | None:
+    """The namespace in a key made by containerd's metadata store. containerd 1.6 sends no header to a proxy plugin."""
+    found = _KEY.match(key)
+    return found and found.group(1)
 
 
 def encode_mount(mount: Mount) -> mount_pb2.Mount:
