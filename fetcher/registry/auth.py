@@ -144,7 +144,8 @@ class Authorizer:
             except (Unauthorized, Denied, Rejected) as exc:
                 log.warning("registry_credentials_refused", provider=provider, error=str(exc))
                 failure = failure or exc
-        if failure is not None:
+        # Where credentials did get a token that the registry then refused, the registry's own words say more.
+        if failure is not None and not refused:
             raise failure
         return None
 

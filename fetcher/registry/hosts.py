@@ -8,7 +8,7 @@ import re
 import ssl
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Endpoint:
 
     base: str
     namespace: str
+    upstream: bool = True  # the registry itself, not a mirror: its word is final
     capabilities: frozenset[str] = CAPABILITIES
     tls: Tls = Tls()
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -53,13 +54,13 @@ class Endpoint:
         return DOCKER_HUB if self.authority == HUB_SERVER else self.authority
 
     @property
-    def is_mirror(self) -> bool:
-        """Whether it answers for a registry of another name (which it is then told, as ``ns``)."""
+    def is_proxy(self) -> bool:
+        """Whether it answers for a registry of another name, which it is then told as ``ns``."""
         return self.credential_host != self.namespace
 
     def url(self, path: str, query: str = "") -> str:
         """``base/path``; ``path`` must be safe already, ``query`` encoded."""
-        if self.is_mirror:
+        if self.is_proxy:
             query = "&".join(filter(None, (query, f"ns={quote(self.namespace, safe='')}")))
         return f"{self.base}/{path}" + (f"?{query}" if query else "")
 
@@ -129,7 +130,7 @@ def parse_hosts(
     tables = document.get("host", {})
     if not isinstance(tables, Mapping):
         raise InvalidConfig(f"{where}: host is not a table")
-    mirrors = [_endpoint(url, table, host, directory) for url, table in tables.items()]
+    mirrors = [replace(_endpoint(url, table, host, directory), upstream=False) for url, table in tables.items()]
     server = document.get("server")
     if server:
         return (*mirrors, _endpoint(server, document, host, directory))

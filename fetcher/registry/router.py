@@ -77,7 +77,7 @@ class Router:
 def _verdict(failures: list[tuple[Endpoint, RegistryError]]) -> RegistryError:
     """The error that counts: the upstream's word is final, a mirror's is not."""
     for endpoint, exc in failures:
-        if not endpoint.is_mirror and not is_transient(exc):
+        if endpoint.upstream and not is_transient(exc):
             return exc
     transient = [exc for _, exc in failures if is_transient(exc)]
     return transient[-1] if transient else failures[-1][1]

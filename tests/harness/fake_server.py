@@ -6,7 +6,7 @@ What the fakes of registries and object stores are made of; see :mod:`tests.harn
 import asyncio
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Self
@@ -69,6 +69,7 @@ class FakeServer:
         self.ssl_context = ssl_context
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
+        self.on_request: Callable[[web.Request], object] = lambda request: None
         self._sent: dict[int, int] = {}  # by id of a request being answered
         self._stack = AsyncExitStack()
 
@@ -110,6 +111,7 @@ class FakeServer:
         await self._stack.aclose()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        self.on_request(request)
         fault = self._pick(request)
         self._sent[id(request)] = 0
         status = 0

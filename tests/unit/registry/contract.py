@@ -107,9 +107,7 @@ class RegistryContract:
         with pytest.raises(NotFound):
             await client.resolve(Reference.parse(f"{origin}:no-such-tag"))
 
-    async def test_manifest_of_a_blob_that_is_not_there_is_refused(
-        self, client: RegistryClient, origin: Origin
-    ) -> None:
+    async def test_manifest_of_an_absent_blob_is_refused(self, client: RegistryClient, origin: Origin) -> None:
         layer = {"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": ABSENT, "size": 12}
         config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": ABSENT, "size": 12}
         body = encode_json({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": [layer]})

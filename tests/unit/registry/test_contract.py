@@ -1,4 +1,4 @@
-"""The contract, against the fake: as a current registry, as one without referrers API, behind redirects, and behind tokens."""
+"""The contract, against the fake: a current registry, one without referrers API, behind redirects, behind tokens."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -14,12 +14,12 @@ from tests.unit.registry.contract import RegistryContract
 class _OnTheFake(RegistryContract):
     @pytest.fixture(autouse=True)
     def _remember(self, fake: FakeRegistry) -> None:
-        self.fake = fake
+        self.server = fake
 
     async def spoil(self, origin: Origin, digest: Digest) -> None:
-        data = bytearray(self.fake.blobs[digest])
+        data = bytearray(self.server.blobs[digest])
         data[1000] ^= 1
-        self.fake.blobs[digest] = bytes(data)
+        self.server.blobs[digest] = bytes(data)
 
 
 class TestCurrentRegistry(_OnTheFake):
