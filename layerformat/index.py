@@ -133,7 +133,7 @@ def _compress(metadata: bytes) -> bytes:
 
 def _decompress(stored: bytes, size: int) -> bytes:
     """The metadata, `size` bytes; nothing is allocated before both lengths that claim it agree and are allowed."""
-    if size > _max_metadata(len(stored)):
+    if not len(stored) <= size <= _max_metadata(len(stored)):
         raise FormatError(f"index: {size} bytes of metadata from {len(stored)}")
     if len(stored) == size:
         return stored

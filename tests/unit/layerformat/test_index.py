@@ -175,6 +175,13 @@ def test_decompression_bomb(size: int) -> None:
         tracemalloc.stop()
 
 
+def test_metadata_stored_in_more_bytes_than_it_has() -> None:
+    metadata = small_index().metadata
+    noise = zstandard.ZstdCompressor(level=-100).compress(metadata) + bytes(len(metadata))
+    with pytest.raises(FormatError, match="bytes of metadata from"):
+        decode_index(bomb(len(metadata), noise))
+
+
 def test_metadata_frame_damage() -> None:
     payload = encode_index(small_index())
     stored = header_value(payload, 8)
