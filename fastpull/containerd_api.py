@@ -1,7 +1,5 @@
 """Channels to containerd's socket, synchronous and asynchronous, and how its refusals read."""
 
-from collections.abc import Sequence
-
 import grpc
 import grpc.aio
 
@@ -19,7 +17,7 @@ def aio_channel(address: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(f"unix:{address}", options=_OPTIONS)
 
 
-def in_namespace(namespace: str) -> Sequence[tuple[str, str]]:
+def in_namespace(namespace: str) -> tuple[tuple[str, str], ...]:
     """The metadata that makes a call one of a containerd namespace."""
     return (("containerd-namespace", namespace),)
 

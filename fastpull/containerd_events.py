@@ -151,7 +151,7 @@ async def _await_marker(
 ) -> None:
     event = Any(type_url="dev.fastpull.Marker", value=str(os.getpid()).encode())
     request = events_pb2.PublishRequest(topic=_MARKER_TOPIC, event=event)
-    metadata = tuple(in_namespace(namespace))
+    metadata = in_namespace(namespace)
     try:
         async with asyncio.timeout(_SUBSCRIBE_TIMEOUT_S):
             while not in_place.is_set():

@@ -1,10 +1,12 @@
 """Errors of the other packages as the command tells them: one table, tested for totality.
 
-An error without a row is a defect of fastpull and ends in a traceback.
+The converter's errors carry their own code and hint. An error without a row is a defect of fastpull and ends in a
+traceback.
 """
 
 from collections.abc import Mapping
 
+from converter.errors import ConvertError
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fetcher.registry import errors as registry
@@ -39,6 +41,8 @@ def explain(problem: BaseException) -> Failure | None:
         return _explain_group(problem)
     if isinstance(problem, Failure):
         return problem
+    if isinstance(problem, ConvertError):
+        return Failure(_one_line(problem), hint=problem.hint, code=ExitCode(problem.exit_code))
     for base in type(problem).__mro__:
         row = TABLE.get(base)
         if row is not None:

@@ -68,12 +68,14 @@ class RunCommand(click.Command):
     """Takes the command line apart before click sees it: click cannot know which of nerdctl's flags take a value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # shell completion: only our own flags can be completed, and nothing may be run
+            return super().parse_args(ctx, [])
         if _asks_for_help(args):
             return super().parse_args(ctx, ["--help"])
         nerdctl = find_nerdctl(os.environ, _nerdctl_options(args))
         arity = flag_arity(nerdctl, _cache_dir())
         line = split(args, self.own_flags(), arity)
-        if line.image is None and not ctx.resilient_parsing:
+        if line.image is None:
             raise click.UsageError("IMAGE is missing", ctx)
         ctx.obj = (with_globals(nerdctl, line.nerdctl, arity), line)
         return super().parse_args(ctx, list(line.own))

@@ -71,7 +71,19 @@ def test_a_line_without_an_image_is_noticed(line: str) -> None:
 
 def test_global_flags_before_the_image_hold_for_every_later_call() -> None:
     bare = Nerdctl(binary=Path("/bin/nerdctl"), options=("--debug",))
-    flags = "-a stdout --data-root /x -p 1:1 -n ns --address=/run/c.sock --name namespace".split()
+    flags = [
+        "-a",
+        "stdout",
+        "--data-root",
+        "/x",
+        "-p",
+        "1:1",
+        "-n",
+        "ns",
+        "--address=/run/c.sock",
+        "--name",
+        "namespace",
+    ]
     later = with_globals(bare, flags, ARITY)
     assert later.options == ("--debug", "--data-root", "/x", "-n", "ns", "--address=/run/c.sock")
     assert (later.namespace, later.address) == ("ns", "/run/c.sock")

@@ -1,0 +1,154 @@
+"""A transaction over files: what is written can be taken back, at once or years later.
+
+Every file that is about to change is copied aside first. While the transaction is open `rollback` puts everything
+back; once committed, a journal tells `uninstall` the same.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from fastpull.exit_codes import ExitCode
+from fastpull.failures import Failure
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A file and what it is to hold; `mode` is for a file that is new."""
+
+    path: Path
+    text: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One file that was changed. `backup` is None where there was none before; `sha256` is of what was written."""
+
+    path: str
+    backup: str | None
+    mode: int
+    sha256: str
+
+
+class Transaction:
+    """Changes below one state directory (`<state>/journal.json` and `<state>/backup/`)."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._records: list[Record] = []
+        self._adopted: tuple[Record, ...] = ()
+
+    def adopt(self, earlier: Sequence[Record]) -> None:
+        """Continue an installation that is there: its backups stay the ones that uninstalling puts back."""
+        self._adopted = tuple(earlier)
+
+    def write(self, change: Change) -> None:
+        """Write a file atomically, its former self kept aside. Directories are made."""
+        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        record = self._keep(change)
+        # Noted before the write: an interruption between the two is rolled back like a finished write.
+        self._records.append(record)
+        change.path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(change.path, change.text.encode(), record.mode)
+
+    def _keep(self, change: Change) -> Record:
+        digest = hashlib.sha256(change.text.encode()).hexdigest()
+        if not change.path.exists():
+            return Record(path=str(change.path), backup=None, mode=change.mode, sha256=digest)
+        number = len(self._adopted) + len(self._records)
+        backup = self._state / "backup" / f"{number}-{change.path.name}"
+        backup.parent.mkdir(mode=0o700, exist_ok=True)
+        shutil.copy2(change.path, backup)
+        mode = change.path.stat().st_mode & 0o7777
+        return Record(path=str(change.path), backup=str(backup), mode=mode, sha256=digest)
+
+    def rollback(self) -> None:
+        """Put every file back as it was before."""
+        for record in reversed(self._records):
+            _restore(record)
+            if record.backup is not None:
+                Path(record.backup).unlink(missing_ok=True)
+        self._records.clear()
+
+    def commit(self) -> None:
+        """Make the changes last; from now on `uninstall` can take them back."""
+        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        document = {"version": _VERSION, "files": [asdict(record) for record in self._merged()]}
+        _write_atomically(self._state / "journal.json", json.dumps(document, indent=2).encode(), 0o600)
+
+    def _merged(self) -> list[Record]:
+        """One record a file: the backup of the first installation, the digest of the last."""
+        merged = {record.path: record for record in self._adopted}
+        for record in self._records:
+            first = merged.get(record.path)
+            merged[record.path] = record if first is None else replace(first, sha256=record.sha256)
+        return list(merged.values())
+
+
+def installed(state: Path) -> list[Record]:
+    """What the last committed transaction changed; empty where there was none.
+
+    Raises:
+        Failure: the journal is damaged.
+    """
+    journal = state / "journal.json"
+    try:
+        document = json.loads(journal.read_text())
+        return [Record(**row) for row in document["files"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError):
+        raise Failure(f"{journal} is damaged", hint="put the files back by hand", code=ExitCode.MALFORMED) from None
+
+
+def changed_since(records: Sequence[Record]) -> list[Path]:
+    """Files that somebody changed after the installation: putting their old selves back would lose that."""
+    return [Path(record.path) for record in records if _digest(Path(record.path)) not in (record.sha256, None)]
+
+
+def uninstall(state: Path, records: Sequence[Record]) -> None:
+    """Put back what a committed transaction changed, and forget it."""
+    for record in reversed(records):
+        _restore(record)
+    (state / "journal.json").unlink(missing_ok=True)
+    shutil.rmtree(state / "backup", ignore_errors=True)
+
+
+def _restore(record: Record) -> None:
+    path = Path(record.path)
+    if record.backup is None:
+        path.unlink(missing_ok=True)
+        return
+    data = Path(record.backup).read_bytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_atomically(path, data, record.mode)
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _write_atomically(path: Path, data: bytes, mode: int) -> None:
+    """All or nothing, also over a crash: the file and its directory are on the disk when this returns."""
+    partial = path.with_name(path.name + ".fastpull-new")
+    with partial.open("wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
