@@ -278,7 +278,8 @@ class Governor:
                 break
         if _absent_stretches(run):
             wrong = [frame.number for frame in run.frames if queue.failures.get(frame.number)]
-            message = "; ".join(dict.fromkeys(problems)) or f"frames {wrong} did not verify from any origin"
+            sources = ", ".join(f"{origin.host}/{origin.repository}" for origin in run.layer.origins) or "no origin"
+            message = "; ".join(dict.fromkeys(problems)) or f"frames {wrong} did not verify from {sources}"
             raise SourceFailure(message, down=bool(problems), hopeless=hopeless)
 
     def _origins(self, run: Run, attempt: int) -> list[Origin]:

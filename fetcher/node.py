@@ -23,8 +23,8 @@ from fetcher.model import (
     LayerUnavailable,
     Usage,
 )
-from fetcher.registry import Origin, RegistryClient, RegistryError
 from fetcher.plane import DataPlane
+from fetcher.registry import Origin, RegistryClient, RegistryError
 from fetcher.tar_digest import tar_digest
 from fetcher.tasks import TaskSet
 from fetcher.teardown import keeper_pid
