@@ -93,7 +93,7 @@ def demo(
 
 
 def _steps(console: Console) -> Say:
-    return lambda text: console.print(f"  {text}", style="dim", highlight=False)
+    return lambda text: console.print(f"  {text}", style="dim", highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -110,6 +110,8 @@ def _bench(shape: LinkShape, console: Console, *, keep: bool) -> Iterator[Bench]
     with Workspace(keep=keep) as workspace, ShapedLink(shape) as link, Registry(workspace, link) as registry:
         console.print(f"laboratory in {workspace.path}, registry at {registry.host} ({shape})", highlight=False)
         yield Bench(workspace, link, registry, _steps(console))
+    for line in workspace.left:
+        console.print(f"swept up: {line}", style="yellow", highlight=False)
 
 
 def _prepare(bench: Bench, source: str, console: Console) -> list[Mode]:
@@ -133,6 +135,7 @@ def _starts(bench: Bench, modes: list[Mode], workload: Workload, runs: int, cons
             f"{mode.name:>10}: started {start.container_start_s:6.2f} s, ready {start.ready_s:6.2f} s "
             f"with {start.bytes_to_ready >> 20} MiB, all {start.bytes_total >> 20} MiB after {start.complete_s:6.2f} s",
             highlight=False,
+            soft_wrap=True,
         )
         yield start
 

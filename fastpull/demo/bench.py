@@ -89,8 +89,12 @@ class Bench:
     def convert(self, source: str, name: str) -> str:
         """`fastpull convert` an image to the registry; returns its new reference."""
         reference = self.registry.reference(name)
-        command = [str(Path(sys.executable).with_name("fastpull")), "convert", "--plain-http", source, reference]
-        run(command, timeout_s=CONVERT_TIMEOUT_S, env={"DOCKER_CONFIG": str(self.workspace.directory("docker"))})
+        command = [str(Path(sys.executable).with_name("fastpull")), "convert", "--plain-http", self.registry.host]
+        run(
+            [*command, source, reference],
+            timeout_s=CONVERT_TIMEOUT_S,
+            env={"DOCKER_CONFIG": str(self.workspace.directory("docker"))},
+        )
         return reference
 
     def cold_start(self, mode: Mode, workload: Workload) -> ColdStart:
@@ -109,8 +113,9 @@ class Bench:
                 self.registry.warm()
                 return self._watch(containerd, mode, workload)
         finally:
-            for name in (containerd_name, daemon_name):
-                shutil.rmtree(self.workspace.path / name, ignore_errors=True)
+            if not self.workspace.keep:
+                for name in (containerd_name, daemon_name):
+                    shutil.rmtree(self.workspace.path / name, ignore_errors=True)
 
     def _containerd(self, name: str, daemon: Daemon) -> Containerd:
         return Containerd(

@@ -30,7 +30,7 @@ class ColdStart:
 METRICS = {
     "container_start_s": "container started",
     "ready_s": "ready (HTTP 200)",
-    "complete_s": "every byte local",
+    "complete_s": "last byte received",
     "bytes_to_ready": "fetched until ready",
     "bytes_total": "fetched in all",
 }

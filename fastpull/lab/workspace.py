@@ -71,7 +71,7 @@ class Workspace:
         self.mark = secrets.token_hex(8)
         self.env = {MARK: self.mark}
         self.left: list[str] = []
-        self._keep = keep
+        self.keep = keep
         if len(os.fsencode(self.path)) > MAX_PATH_BYTES:
             self.path.rmdir()
             raise LabError(f"{self.path}: too long for unix sockets below it (more than {MAX_PATH_BYTES} bytes)")
@@ -94,5 +94,5 @@ class Workspace:
         self.left += [f"process {describe(pid)}" for pid in processes]
         kill_all(processes)
         self.left += [f"mount {mount.kind} on {mount.point}" for mount in mounts.unmount_below(self.path)]
-        if not self._keep:
+        if not self.keep:
             shutil.rmtree(self.path)
