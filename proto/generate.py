@@ -25,9 +25,12 @@ def generate(out: Path) -> None:
     """Run protoc (messages, services, and the type stubs of both) into `out`."""
     protos = sorted(str(p.relative_to(HERE)) for p in (HERE / PACKAGE).glob("*.proto"))
     well_known = Path(grpc_tools.__file__).parent / "_proto"
+    # The plugins are installed beside the Python that runs this, which need not be on PATH.
+    scripts = Path(sys.executable).parent
+    plugins = [f"--plugin={scripts / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     outputs = [f"--{plugin}_out={out}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")]
     with contextlib.chdir(HERE):
-        status = protoc.main(["protoc", "-I.", f"-I{well_known}", *outputs, *protos])
+        status = protoc.main(["protoc", "-I.", f"-I{well_known}", *plugins, *outputs, *protos])
     if status != 0:
         raise SystemExit(f"protoc failed with status {status}")
     (out / PACKAGE / "__init__.py").write_text(DOCSTRING)

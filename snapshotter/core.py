@@ -45,6 +45,7 @@ class Snapshotter:
         self._layers = Layers(database, provider, resolver)
         self._options = options
         self._running: set[asyncio.Task[Any]] = set()
+        self._discarding: dict[Path, asyncio.Task[None]] = {}
 
     async def start(self, mounted: Iterable[Digest] = ()) -> None:
         """Take up the layers in use and sweep what a crash left behind. Needs neither the network nor containerd.
@@ -185,11 +186,19 @@ class Snapshotter:
         return await asyncio.to_thread(directories.disk_usage, self._layout.upper(record.id))
 
     async def _discard(self, paths: Iterable[Path]) -> None:
+        """Remove directories that have no row any more; two calls that meet at one share the work."""
         for path in paths:
-            try:
-                await asyncio.to_thread(directories.remove_tree, path)
-            except OSError as exc:
-                log.warning("directory_not_removed", path=str(path), error=str(exc))
+            if path not in self._discarding:
+                self._discarding[path] = self._spawn(self._remove_tree(path))
+            await self._discarding[path]
+
+    async def _remove_tree(self, path: Path) -> None:
+        try:
+            await asyncio.to_thread(directories.remove_tree, path)
+        except OSError as exc:
+            log.warning("directory_not_removed", path=str(path), error=str(exc))
+        finally:
+            del self._discarding[path]
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.shield(self._spawn(work))

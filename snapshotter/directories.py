@@ -105,7 +105,7 @@ def disk_usage(root: Path) -> Usage:
         try:
             status = os.lstat(path)
             if stat.S_ISDIR(status.st_mode):
-                stack += [os.path.join(path, name) for name in os.listdir(path)]  # noqa: PTH118, PTH208
+                stack += [os.path.join(path, name) for name in os.listdir(path)]  # noqa: PTH118
         except OSError as exc:
             if exc.errno not in _SKIPPED:
                 raise

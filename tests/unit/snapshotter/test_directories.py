@@ -66,7 +66,7 @@ def test_remove_tree_takes_every_kind_and_name(tmp_path: Path) -> None:
     (root / "a" / "link").symlink_to(kept)
     os.mkfifo(root / "a" / "b" / "fifo")
     os.close(os.open(os.fsencode(root) + b"/a/\xff\xfe", os.O_CREAT | os.O_WRONLY))
-    os.mkdir(os.fsencode(root) + b"/a/\xfd")  # noqa: PTH102
+    os.mkdir(os.fsencode(root) + b"/a/\xfd")
     (root / "a" / "b").chmod(0)
     remove_tree(root)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
