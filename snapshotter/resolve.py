@@ -135,7 +135,7 @@ class ImageResolver:
         """Where the manifests were seen. Of several hosts that could be meant, those with a port come first."""
         hosts = [*self._known_hosts(), *await self._image_hosts(namespace)]
         origins: list[Origin] = []
-        for key, value in ((key, value) for blob in manifests for key, value in blob.labels.items()):
+        for key, value in (label for blob in manifests for label in sorted(blob.labels.items())):
             if key.startswith(SOURCE):
                 bare = key.removeprefix(SOURCE)
                 candidates = [host for host in hosts if _without_port(host) == bare]

@@ -34,11 +34,6 @@ class ImagesStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.Get = channel.unary_unary(
-                '/containerd.services.images.v1.Images/Get',
-                request_serializer=snapshotter_dot___pb_dot_images__pb2.GetImageRequest.SerializeToString,
-                response_deserializer=snapshotter_dot___pb_dot_images__pb2.GetImageResponse.FromString,
-                _registered_method=True)
         self.List = channel.unary_unary(
                 '/containerd.services.images.v1.Images/List',
                 request_serializer=snapshotter_dot___pb_dot_images__pb2.ListImagesRequest.SerializeToString,
@@ -49,12 +44,6 @@ class ImagesStub:
 class ImagesServicer:
     """Missing associated documentation comment in .proto file."""
 
-    def Get(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def List(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -64,11 +53,6 @@ class ImagesServicer:
 
 def add_ImagesServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Get': grpc.unary_unary_rpc_method_handler(
-                    servicer.Get,
-                    request_deserializer=snapshotter_dot___pb_dot_images__pb2.GetImageRequest.FromString,
-                    response_serializer=snapshotter_dot___pb_dot_images__pb2.GetImageResponse.SerializeToString,
-            ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
                     request_deserializer=snapshotter_dot___pb_dot_images__pb2.ListImagesRequest.FromString,
@@ -84,33 +68,6 @@ def add_ImagesServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class Images:
     """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def Get(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/containerd.services.images.v1.Images/Get',
-            snapshotter_dot___pb_dot_images__pb2.GetImageRequest.SerializeToString,
-            snapshotter_dot___pb_dot_images__pb2.GetImageResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def List(request,
