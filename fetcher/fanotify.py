@@ -29,10 +29,12 @@ log = structlog.get_logger(__name__)
 
 #: Bytes per read(2) of the group: 85 events of 48 bytes.
 READ_BYTES = 4096
-#: Open files beyond those that a predecessor's lost events may occupy.
-OPEN_FILES = 16384
+#: Open files beyond those that a predecessor's lost events may occupy; with fewer than MIN_OPEN_FILES no new event is
+#: taken until the lost ones are answered.
+OPEN_FILES = 8192
+MIN_OPEN_FILES = 1024
 #: Events that may wait for bytes; the kernel keeps the others until some are answered.
-MAX_WAITING = 8192
+MAX_WAITING = 4096
 
 
 class FanotifyPlane:
@@ -52,6 +54,7 @@ class FanotifyPlane:
         self._lost_wait_for: set[str] = set()
         self._waiting = 0
         self._reading = False
+        self._crowded = False
         self._keeper: KeeperClient
         self._journal: Journal
         self._journal_fd = -1
@@ -93,12 +96,16 @@ class FanotifyPlane:
             journal.floor = max(journal.floor, journal.limit)
             journal.end_read()
             log.warning("events_lost_in_crash", below=journal.floor)
-        limit = min(journal.floor + OPEN_FILES, SLOTS)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, max(hard, limit)))
+        limit = min(journal.floor + OPEN_FILES, hard, SLOTS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         journal.limit = limit
+        numbers = {event.fd for event in journal.unanswered()}
+        if limit - journal.floor >= MIN_OPEN_FILES:
+            numbers.update(range(journal.floor))
+        else:
+            self._crowded = True
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        numbers = {event.fd for event in journal.unanswered()} | set(range(journal.floor))
         for number in sorted(numbers):
             if not _is_open(number):
                 self._placeholders[number] = os.dup2(null, number, inheritable=False)
@@ -151,6 +158,8 @@ class FanotifyPlane:
         answered = sum(kernel.fanotify_respond(self._group, fd) for fd in range(floor) if fd not in recorded)
         log.info("lost_events_answered", count=answered)
         self._journal.floor = 0
+        self._crowded = False
+        self._resume()
         for number in [number for number in self._placeholders if number not in recorded]:
             os.close(self._placeholders.pop(number))
 
@@ -202,7 +211,7 @@ class FanotifyPlane:
     # Events.
 
     def _resume(self) -> None:
-        if not self._reading:
+        if not self._reading and not self._crowded:
             asyncio.get_running_loop().add_reader(self._group, self._take_events)
             self._reading = True
 

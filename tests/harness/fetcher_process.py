@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
+
 from fetcher.model import FetcherConfig
 from fetcher.node import Fetcher
 from fetcher.registry import Origin, RegistryConfig
@@ -97,4 +99,6 @@ def fetcher_process(directory: Path, document: dict[str, object]) -> Iterator[Fe
 
 
 if __name__ == "__main__":
+    # Standard output is for the mount point alone.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     asyncio.run(serve(json.loads(Path(sys.argv[1]).read_text())))
