@@ -1,19 +1,25 @@
-"""Images pulled through the snapshotter by real clients: lazily whatever the client sends, and ordinary where they must be."""
+"""Images pulled through the snapshotter by real clients: lazily whatever they send, in full where they must be."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fastpull.lab.daemon import daemon_config
 from fastpull.lab.layout import ImageInput, write_layout
-from fastpull.lab.process import run
-from fastpull.lab.tools import Release
+from fastpull.lab.mounts import unmount_below
+from fastpull.lab.process import CommandFailed, run, wait_until
+from fastpull.lab.workspace import kill_all
+from layerformat.annotations import LayerRef
+from layerformat.digest import Digest
 from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
 from tests.harness.images import busybox_layer, noise
 from tests.harness.layers import TestLayer, make_layer
@@ -22,6 +28,7 @@ pytestmark = [pytest.mark.system, pytest.mark.root]
 
 MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar+zstd"
 MIB = 1 << 20
+TAG = "image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,32 +61,68 @@ def descriptor(layout: Path, layer: TestLayer) -> dict[str, Any]:
     return {"mediaType": MEDIA_TYPE, **store(layout, layer.blob), "annotations": layer.ref.to_annotations()}
 
 
-def mixed_image(layout: Path, *, break_index: bool = False) -> MixedImage:
-    """busybox between two layers of ours. `break_index`: the upper one's annotations name an index that is not there."""
-    below = make_layer({"below": noise(300_000, 5)})
-    above = make_layer({"above": noise(2 * MIB, 6)})
-    write_layout(layout, "mixed", ImageInput(layers=[busybox_layer()], command=["/bin/sh"]))
+def read_blob(layout: Path, described: dict[str, Any]) -> dict[str, Any]:
+    path = layout / "blobs" / "sha256" / described["digest"].removeprefix("sha256:")
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def edit_image(layout: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Change the manifest and the config of a layout's only image."""
     index = json.loads((layout / "index.json").read_text())
-    blobs = layout / "blobs" / "sha256"
-    manifest = json.loads((blobs / index["manifests"][0]["digest"].removeprefix("sha256:")).read_text())
-    config = json.loads((blobs / manifest["config"]["digest"].removeprefix("sha256:")).read_text())
-    top = descriptor(layout, above)
-    if break_index:
-        top["annotations"]["containerd.io/snapshot/fastpull.index-digest"] = digest(b"another")
-    manifest["layers"] = [descriptor(layout, below), *manifest["layers"], top]
-    diff_ids = [below.ref.diff_id, *config["rootfs"]["diff_ids"], above.ref.diff_id]
-    config["rootfs"]["diff_ids"] = diff_ids
-    config["history"] = config["history"] * 3
+    manifest = read_blob(layout, index["manifests"][0])
+    config = read_blob(layout, manifest["config"])
+    edit(manifest, config)
     manifest["config"].update(store(layout, json.dumps(config).encode()))
     index["manifests"][0].update(store(layout, json.dumps(manifest).encode()))
     (layout / "index.json").write_text(json.dumps(index))
+
+
+def mixed_image(layout: Path) -> MixedImage:
+    """busybox between two layers of ours."""
+    below, above = make_layer({"below": noise(300_000, 5)}), make_layer({"above": noise(2 * MIB, 6)})
+    diff_ids: list[str] = []
+
+    def edit(manifest: dict[str, Any], config: dict[str, Any]) -> None:
+        manifest["layers"] = [descriptor(layout, below), *manifest["layers"], descriptor(layout, above)]
+        config["rootfs"]["diff_ids"] = [below.ref.diff_id, *config["rootfs"]["diff_ids"], above.ref.diff_id]
+        config["history"] = config["history"] * 3
+        diff_ids.extend(config["rootfs"]["diff_ids"])
+
+    write_layout(layout, TAG, ImageInput(layers=[busybox_layer()], command=["/bin/sh"]))
+    edit_image(layout, edit)
     return MixedImage(layout=layout, layers=[below, above], diff_ids=diff_ids)
+
+
+def broken_image(layout: Path) -> None:
+    """busybox whose layer pretends to be ours, with an index that does not verify."""
+
+    def edit(manifest: dict[str, Any], config: dict[str, Any]) -> None:
+        [layer] = manifest["layers"]
+        ref = LayerRef(
+            version=1,
+            digest=layer["digest"],
+            size=layer["size"],
+            index_offset=100,
+            index_size=1000,
+            index_digest=Digest(digest(b"another")),
+            diff_id=config["rootfs"]["diff_ids"][0],
+        )
+        layer["annotations"] = ref.to_annotations()
+
+    write_layout(layout, TAG, ImageInput(layers=[busybox_layer()], command=["/bin/sh"]))
+    edit_image(layout, edit)
 
 
 def status(daemon: Daemon) -> dict[str, Any]:
     answer = run(["curl", "-s", "--unix-socket", str(daemon.run_dir / "admin.sock"), "http://admin/v1/status"])
     document: dict[str, Any] = json.loads(answer)
     return document
+
+
+def log_events(daemon: Daemon, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in daemon.log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == event]
 
 
 def check_lazy(containerd: PrivateContainerd, daemon: Daemon, image: MixedImage) -> None:
@@ -97,9 +140,8 @@ def check_lazy(containerd: PrivateContainerd, daemon: Daemon, image: MixedImage)
 
 
 def run_sums(containerd: PrivateContainerd, reference: str) -> list[str]:
-    printed = containerd.nerdctl(
-        "run", "--rm", "--net", "none", reference, "/bin/sha256sum", "/below", "/above", snapshotter="fastpull"
-    )
+    words = ["run", "--rm", "--net", "none", reference, "/bin/sha256sum", "/below", "/above"]
+    printed = containerd.nerdctl(*words, snapshotter="fastpull")
     return [line.split()[0] for line in printed.splitlines()]
 
 
@@ -107,18 +149,130 @@ def expected_sums(image: MixedImage) -> list[str]:
     return [hashlib.sha256(data).hexdigest() for layer in image.layers for data in layer.files.values()]
 
 
+def wait_connected(containerd: PrivateContainerd) -> None:
+    """containerd tries a socket that refused it again after 3 s at most, and fails calls until then."""
+
+    def connected() -> bool:
+        try:
+            containerd.ctr("snapshots", "--snapshotter", "fastpull", "ls", timeout_s=5)
+        except CommandFailed:
+            return False
+        return True
+
+    wait_until(connected, what="containerd to find the daemon again", timeout_s=10)
+
+
+def wait_complete(daemon: Daemon) -> None:
+    def complete() -> bool:
+        layers = status(daemon)["fetcher"]["layers"]
+        return bool(layers) and all(layer["state"] == "complete" for layer in layers)
+
+    wait_until(complete, what="layers to be complete", timeout_s=30)
+
+
 def test_nerdctl_pulls_lazily(
     containerd: PrivateContainerd, daemon: Daemon, registry: Registry, tmp_path: Path
 ) -> None:
     image = mixed_image(tmp_path / "image")
-    reference = registry.push_layout(image.layout, "mixed", "team/mixed:1")
-
+    reference = registry.push_layout(image.layout, TAG, "team/mixed:1")
     containerd.nerdctl("pull", "--quiet", reference, snapshotter="fastpull")
     check_lazy(containerd, daemon, image)
+    # The first Prepare announced them all, so their indexes were there before they were asked for.
+    assert len(log_events(daemon, "layer_admitted")) == 2
     assert run_sums(containerd, reference) == expected_sums(image)
-    check_lazy(containerd, daemon, image)
     # Gone in containerd means gone here: rows, directories, mounts.
     containerd.nerdctl("rmi", "--force", reference, snapshotter="fastpull")
     assert status(daemon)["snapshots"] == []
     assert daemon.mounted_layers() == []
     assert list((daemon.root / "snapshots").iterdir()) == []
+
+
+@pytest.mark.parametrize("release", ["current"], indirect=True)
+def test_the_transfer_service_pulls_lazily(
+    containerd: PrivateContainerd, daemon: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    image = mixed_image(tmp_path / "image")
+    reference = registry.push_layout(image.layout, TAG, "team/mixed:1")
+    containerd.pull(reference, snapshotter="fastpull", extra=["--hosts-dir", str(registry.hosts_dir())])
+    check_lazy(containerd, daemon, image)
+    chain = {info["labels"].get("containerd.io/snapshot.ref"): info for info in status(daemon)["snapshots"]}
+    labels = chain[image.chain_ids[0]]["labels"]
+    assert labels["containerd.io/snapshot/cri.image-ref"] == reference
+    assert run_sums(containerd, reference) == expected_sums(image)
+
+
+def test_a_layer_that_can_not_be_lazy_is_pulled(
+    containerd: PrivateContainerd, daemon: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    broken_image(tmp_path / "image")
+    reference = registry.push_layout(tmp_path / "image", TAG, "team/broken:1")
+    containerd.nerdctl("pull", "--quiet", reference, snapshotter="fastpull")
+    [told] = log_events(daemon, "layer_not_lazy")
+    assert "index is not sha256:" in told["reason"]
+    printed = containerd.nerdctl(
+        "run", "--rm", "--net", "none", reference, "/bin/ls", "/bin/sh", snapshotter="fastpull"
+    )
+    assert printed == "/bin/sh\n"
+
+
+@pytest.mark.parametrize("release", ["current"], indirect=True)
+def test_many_clients_pull_one_image(
+    containerd: PrivateContainerd, daemon: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    image = mixed_image(tmp_path / "image")
+    reference = registry.push_layout(image.layout, TAG, "team/mixed:1")
+
+    def pull(_: int) -> None:
+        containerd.nerdctl("pull", "--quiet", reference, snapshotter="fastpull")
+
+    with ThreadPoolExecutor(4) as clients:
+        list(clients.map(pull, range(4)))
+    check_lazy(containerd, daemon, image)
+    assert len(log_events(daemon, "layer_admitted")) == 2
+    assert run_sums(containerd, reference) == expected_sums(image)
+
+
+def test_a_killed_daemon_is_not_missed(
+    containerd: PrivateContainerd, daemon: Daemon, registry: Registry, tmp_path: Path
+) -> None:
+    image = mixed_image(tmp_path / "image")
+    reference = registry.push_layout(image.layout, TAG, "team/mixed:1")
+    words = ["run", "-d", "--name", "up", "--net", "none", reference, "/bin/sleep", "600"]
+    containerd.nerdctl(*words, snapshotter="fastpull")
+    before = status(daemon)["snapshots"]
+    daemon.restart(kill=True)
+    assert status(daemon)["snapshots"] == before
+    wait_connected(containerd)
+    assert containerd.nerdctl("exec", "up", "/bin/sha256sum", "/above").split()[0] == expected_sums(image)[1]
+    assert run_sums(containerd, reference) == expected_sums(image)
+    daemon.restart()
+    wait_connected(containerd)
+    assert containerd.nerdctl("exec", "up", "/bin/sha256sum", "/below").split()[0] == expected_sums(image)[0]
+    containerd.nerdctl("rm", "-f", "up")
+
+
+@pytest.mark.parametrize("release", ["current"], indirect=True)
+def test_after_a_reboot_without_a_network_containers_start_again(
+    containerd: PrivateContainerd, daemon: Daemon, workspace: Workspace, tmp_path: Path
+) -> None:
+    image = mixed_image(tmp_path / "image")
+    with Registry(workspace, name="gone") as registry:
+        reference = registry.push_layout(image.layout, TAG, "team/mixed:1")
+        words = ["--name", "kept", "--net", "none", reference, "/bin/sha256sum", "/above"]
+        daemon.config.write_text(daemon_config(registry))
+        daemon.restart()
+        containerd.nerdctl("--insecure-registry", "run", *words, snapshotter="fastpull")
+        wait_complete(daemon)
+    # What a reboot takes: processes, mounts, and the run directory.
+    daemon.stop()
+    keeper = daemon.keeper_pid()
+    assert keeper is not None
+    assert unmount_below(daemon.root)
+    kill_all([keeper])
+    shutil.rmtree(daemon.run_dir)
+    daemon.start()
+    assert daemon.mounted_layers() == []
+    wait_connected(containerd)
+    assert expected_sums(image)[1] in containerd.nerdctl("start", "-a", "kept", snapshotter="fastpull")
+    assert len(daemon.mounted_layers()) == 2
+    containerd.nerdctl("rm", "-f", "kept")
