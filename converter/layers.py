@@ -9,7 +9,7 @@ from typing import Final
 from converter.compress import FrameCompressor
 from converter.copying import BlobCopier
 from converter.destinations import ImageDestination
-from converter.errors import DestinationUnavailable, MalformedInput, MalformedLayer
+from converter.errors import DestinationError, MalformedInput, MalformedLayer
 from converter.lower import LayerFiles, directories_below, loaded
 from converter.media import LAYER_ZSTD, is_tar_layer
 from converter.options import ConvertOptions, LayerResult
@@ -17,7 +17,7 @@ from converter.pipeline import LayerPipeline, WrittenLayer
 from converter.progress import ConvertProgress
 from converter.sources import ImageSource
 from converter.threads import Threads
-from fetcher.registry import Descriptor, UploadLost
+from fetcher.registry import Descriptor, NotFound, UploadLost
 from layerformat.annotations import PREFIX as OURS
 from layerformat.annotations import LayerRef
 from layerformat.digest import ChainID, DiffID, Digest, sha256_digest
@@ -202,9 +202,9 @@ class LayerConverter:
             )
             try:
                 return await pipeline.run(self._destination.push_blob)
-            except DestinationUnavailable as exc:
+            except DestinationError as exc:
                 # The registry forgot the upload: only reading the layer again can produce the bytes again.
-                if attempt == 2 or not isinstance(exc.__cause__, UploadLost):
+                if attempt == 2 or not isinstance(exc.__cause__, UploadLost | NotFound):
                     raise
             except MalformedLayer as exc:
                 raise MalformedLayer(
