@@ -13,7 +13,7 @@ from converter.layers import LayerConverter, Outcome, SourceLayer, chain_id
 from converter.locations import parse_location
 from converter.media import CONFIG_TYPES, OCI_CONFIG
 from converter.options import ConvertOptions, ConvertResult, ImageResult
-from converter.pipeline import first_failure
+from converter.pipeline import raise_first
 from converter.progress import ConvertProgress, SilentProgress
 from converter.sources import ImageSource, read_small_blob
 from converter.threads import Threads
@@ -183,7 +183,7 @@ class _Conversion:
                     tasks.append(group.create_task(self._layers.convert(layer, tasks[:number])))
                     base = chain_id(base, diff_id)
         except BaseExceptionGroup as failures:
-            raise first_failure(failures) from None
+            raise_first(failures)
         return [task.result() for task in tasks]
 
 

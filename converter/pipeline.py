@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 from converter.compress import CompressedFrame, FrameCompressor, decompressed
 from converter.cuts import CutPlan
@@ -87,7 +87,7 @@ class LayerPipeline:
                     group.create_task(self._produce(queue))
                     pushed = group.create_task(self._push(push, queue))
             except BaseExceptionGroup as failures:
-                raise first_failure(failures) from None
+                raise_first(failures)
         digest, size = pushed.result()
         return WrittenLayer(ref=self._ref(digest, size), entries=self._entries, inherits=self._inherits)
 
@@ -180,8 +180,8 @@ class LayerPipeline:
         )
 
 
-def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error that a person should see; the others are its consequences."""
+def raise_first(failures: BaseExceptionGroup[BaseException]) -> NoReturn:
+    """Raise the one error that a person should see; the others are its consequences."""
     leaves: list[BaseException] = []
     pending: list[BaseException] = [failures]
     while pending:
@@ -190,4 +190,4 @@ def first_failure(failures: BaseExceptionGroup[BaseException]) -> BaseException:
             pending += exc.exceptions
         else:
             leaves.append(exc)
-    return leaves[0]
+    raise leaves[0] from leaves[0].__cause__

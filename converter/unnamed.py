@@ -46,7 +46,7 @@ class UnnamedFile:
         """Give it the name `path`; a file that is there already stays."""
         source = str(self._hidden) if self._hidden else f"/proc/self/fd/{self.fd}"
         with suppress(FileExistsError):
-            # Without a directory fd Python calls link(2), which does not follow; the path being absolute, any fd will do.
+            # Without a directory fd Python calls link(2), which does not follow. The path is absolute: any fd will do.
             os.link(source, path, src_dir_fd=self.fd, follow_symlinks=True)
 
     def replace(self, path: Path) -> None:
