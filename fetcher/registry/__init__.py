@@ -1,10 +1,10 @@
 """Registries: everything that speaks the OCI distribution protocol. Other packages import from here only.
 
-From the outside in: ``client`` (the one object to use), ``blobs``, ``uploads``, ``manifests``, ``referrers`` (what
-can be done), ``router`` and ``hosts`` (which servers to ask: mirrors, certs.d), ``retry``, ``session``
-(authentication and redirects of one request), ``auth``, ``tokens``, ``challenge``, ``credentials``, ``exec_helper``
-(who we are), ``transport`` (the seam to HTTP), ``status`` and ``errors`` (what went wrong), ``ranges``,
-``reference``, ``descriptor``, ``config`` (values).
+From the outside in: ``client`` (the one object to use), ``blobs``, ``pushing`` and ``uploads``, ``manifests``,
+``referrers`` (what can be done), ``router`` and ``hosts`` (which servers to ask: mirrors, certs.d), ``retry``,
+``session`` (authentication and redirects of one request), ``auth``, ``tokens``, ``challenge``, ``credentials``,
+``kubelet``, ``exec_helper`` (who we are), ``transport`` (the seam to HTTP), ``status`` and ``errors`` (what went
+wrong), ``ranges``, ``proxies``, ``reference``, ``descriptor``, ``config`` (values).
 """
 
 from fetcher.registry.auth import ProviderAnswer

@@ -12,7 +12,7 @@ from fetcher.registry.ranges import BodyPlan, plan_body, range_header
 from fetcher.registry.reference import Origin
 from fetcher.registry.retry import RetryPolicy
 from fetcher.registry.router import Router
-from fetcher.registry.session import Call, Session
+from fetcher.registry.session import REDIRECTS, Call, Session
 from fetcher.registry.transport import Response
 from layerformat.digest import Digest
 
@@ -79,7 +79,9 @@ class BlobReader:
 
         async def head(endpoint: Endpoint) -> int:
             call = self._call("HEAD", endpoint, origin, digest, {})
-            async with self._session.open(call, frozenset({200})) as response:
+            async with self._session.open(call, REDIRECTS | {200}) as response:
+                if response.status != 200:
+                    return await self._size_by_range(endpoint, origin, digest)
                 if response.length is None:
                     raise ProtocolViolation(f"{subject}: HEAD names no Content-Length")
                 return response.length
@@ -89,6 +91,18 @@ class BlobReader:
         except NotFound:
             return None
 
+    async def _size_by_range(self, endpoint: Endpoint, origin: Origin, digest: Digest) -> int:
+        """HEAD may lead to a URL that is signed for GET alone: ask for one byte, and read the total beside it."""
+        call = self._call("GET", endpoint, origin, digest, {"Range": "bytes=0-0"})
+        async with self._session.open(call, frozenset({200, 206, 416})) as response:
+            total = response.headers.get("Content-Range", "").rpartition("/")[2]
+            if response.status != 200 and total.isdigit():
+                await response.drain(call.subject)
+                return int(total)
+            if response.status == 200 and response.length is not None:
+                return response.length
+            raise ProtocolViolation(f"{call.subject}: the storage does not tell how long the blob is")
+
     def _call(self, method: str, endpoint: Endpoint, origin: Origin, digest: Digest, header: dict[str, str]) -> Call:
         return Call(
             method=method,
@@ -97,6 +111,7 @@ class BlobReader:
             subject=f"{endpoint.authority}/{origin.repository}@{digest}",
             scopes=(pull(origin.repository),),
             headers={"Accept-Encoding": "identity", **header},
+            follow=method == "GET",
             keep_redirect=method == "GET",
         )
 

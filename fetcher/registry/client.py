@@ -9,14 +9,16 @@ from fetcher.registry.config import RegistryConfig
 from fetcher.registry.credentials import CredentialProvider, StaticProvider, docker_providers
 from fetcher.registry.descriptor import Descriptor, Manifest
 from fetcher.registry.hosts import Endpoint, HostTable
+from fetcher.registry.kubelet import KubeletProvider
 from fetcher.registry.manifests import ManifestStore
+from fetcher.registry.pushing import BlobWriter
 from fetcher.registry.reference import Origin, Reference
 from fetcher.registry.referrers import Referrers
 from fetcher.registry.router import Router
 from fetcher.registry.session import Session
 from fetcher.registry.tokens import TokenService
 from fetcher.registry.transport import Transport
-from fetcher.registry.uploads import BlobWriter
+from fetcher.registry.uploads import Uploads
 from layerformat.digest import Digest
 
 
@@ -36,7 +38,7 @@ class RegistryClient:
         self._router = Router(HostTable(config), config.retry)
         self._blobs = BlobReader(session, self._router, config.retry)
         self._manifests = ManifestStore(session, self._router)
-        self._writer = BlobWriter(session, self._router, self._blobs, config)
+        self._writer = BlobWriter(Uploads(session, self._router, config), self._blobs, config)
         self._referrers = Referrers(session, self._router, self._manifests, self._writer)
 
     async def __aenter__(self) -> "RegistryClient":
@@ -86,8 +88,9 @@ class RegistryClient:
         return await self._writer.mount(origin, digest, source)
 
     async def push_blob(self, origin: Origin, chunks: AsyncIterator[bytes]) -> tuple[Digest, int]:
-        """Upload what ``chunks`` yields; its digest and size in bytes. Memory: two chunks of ``upload_chunk_bytes``.
+        """Upload what ``chunks`` yields; its digest and size in bytes.
 
+        Holds two chunks of ``upload_chunk_bytes``. ``chunks`` may be advanced by another task than the caller's.
         :class:`UploadLost` (transient) means the registry forgot what it had: only a new stream can help.
         """
         return await self._writer.push(origin, chunks)
@@ -132,4 +135,6 @@ def _providers(config: RegistryConfig) -> list[CredentialProvider]:
         providers.append(StaticProvider(config.credentials))
     if config.docker_config is not None:
         providers.extend(docker_providers(config.docker_config, config.environment))
+    if config.kubelet_plugins is not None and config.kubelet_plugin_dir is not None:
+        providers.append(KubeletProvider(config.kubelet_plugins, config.kubelet_plugin_dir, config.environment))
     return providers

@@ -41,12 +41,13 @@ class RegistryConfig:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What helper processes get to see; PATH is also where they are looked for."""
     environment_proxies: bool = False
-    """Whether HTTP_PROXY and its like apply."""
+    """Whether HTTP_PROXY and its like, in ``environment``, apply."""
     connections_per_host: int = 16
     read_buffer_bytes: int = 1 << 20
     upload_chunk_bytes: int = 16 << 20
-    unchunked_hosts: tuple[str, ...] = ("gcr.io", "*.gcr.io", "*.pkg.dev")
-    """Registries that take a blob in one request only (shell patterns). Google documents it of its own."""
+    unchunked_hosts: tuple[str, ...] = ("gcr.io", "*.gcr.io", "*.pkg.dev", "ghcr.io")
+    """Registries that get a blob in one request (shell patterns). Google documents that its own take no chunks, GitHub
+    takes them up to 4 MiB. Others that refuse are noticed at the first chunk."""
     user_agent: str = "fastpull"
     timeouts: Timeouts = Timeouts()
     retry: RetryPolicy = field(default_factory=RetryPolicy)

@@ -6,10 +6,11 @@ Source: containerd docs/hosts.md. Mirrors come in the order of the file, the ups
 
 import re
 import ssl
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,6 +21,8 @@ from fetcher.registry.reference import DOCKER_HUB
 
 HUB_SERVER = "registry-1.docker.io"
 CAPABILITIES = frozenset({"pull", "resolve", "push"})
+# Editing hosts.toml needs no restart, and costs a few stat calls a minute.
+LIFETIME_S = 30.0
 _PORT = re.compile(r"^(.*):([0-9]+)$")
 
 
@@ -30,6 +33,7 @@ class Tls:
     ca: tuple[Path, ...] = ()
     client: tuple[tuple[Path, Path | None], ...] = ()
     skip_verify: bool = False
+    stamp: tuple[int, ...] = ()  # when the files were last changed: renewed certificates make another context
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,21 +70,24 @@ class Endpoint:
 
 
 class HostTable:
-    """Endpoints per registry host; files are read once per host, on the calling thread."""
+    """Endpoints per registry host. Files are read on the calling thread, and again when what is known is old."""
 
     def __init__(self, config: RegistryConfig) -> None:
         self._config = config
-        self._known: dict[str, tuple[Endpoint, ...]] = {}
+        self._known: dict[str, tuple[float, tuple[Endpoint, ...]]] = {}  # until (monotonic), endpoints
 
     def endpoints(self, host: str) -> tuple[Endpoint, ...]:
         """In the order to try them. Raises :class:`InvalidConfig`."""
-        if host not in self._known:
-            self._known[host] = self._find(host)
-        return self._known[host]
+        if (known := self.known(host)) is not None:
+            return known
+        found = self._find(host)
+        self._known[host] = (time.monotonic() + LIFETIME_S, found)
+        return found
 
     def known(self, host: str) -> tuple[Endpoint, ...] | None:
-        """The same without touching a file: None if it was not asked for before."""
-        return self._known.get(host)
+        """The same without touching a file: None if it was not asked for lately."""
+        until, endpoints = self._known.get(host, (0.0, ()))
+        return endpoints if time.monotonic() < until else None
 
     def _find(self, host: str) -> tuple[Endpoint, ...]:
         for root in self._config.certs_dirs:
@@ -102,7 +109,7 @@ class HostTable:
         return tuple(Endpoint(base=f"{s}://{authority}/v2", namespace=host, tls=tls or Tls()) for s in schemes)
 
 
-@cache
+@lru_cache(maxsize=64)
 def tls_context(tls: Tls) -> ssl.SSLContext:
     """The context for ``tls``; raises :class:`InvalidConfig` for files that cannot be used. Cached: loading CAs costs
     milliseconds.
@@ -153,9 +160,9 @@ def _endpoint(url: object, table: object, namespace: str, directory: Path) -> En
         base=f"{parts.scheme}://{parts.netloc}{path}",
         namespace=namespace,
         capabilities=_capabilities(table, where),
-        tls=Tls(
-            ca=tuple(directory / name for name in _names(table.get("ca"), where)),
-            client=_client_pairs(table.get("client"), directory, where),
+        tls=_tls(
+            tuple(directory / name for name in _names(table.get("ca"), where)),
+            _client_pairs(table.get("client"), directory, where),
             skip_verify=table.get("skip_verify") is True,
         ),
         headers=_headers(table.get("header"), where),
@@ -223,4 +230,10 @@ def _docker_style_tls(directory: Path) -> Tls | None:
     """Docker's layout: every ``*.crt`` is a CA, every ``*.cert`` with its ``*.key`` a client certificate."""
     ca = tuple(sorted(directory.glob("*.crt")))
     client = tuple((path, path.with_suffix(".key")) for path in sorted(directory.glob("*.cert")))
-    return Tls(ca=ca, client=client) if ca or client else None
+    return _tls(ca, client) if ca or client else None
+
+
+def _tls(ca: tuple[Path, ...], client: tuple[tuple[Path, Path | None], ...], *, skip_verify: bool = False) -> Tls:
+    files = (*ca, *(path for pair in client for path in pair if path is not None))
+    stamp = tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in files)
+    return Tls(ca=ca, client=client, skip_verify=skip_verify, stamp=stamp)

@@ -23,10 +23,10 @@ from fetcher.registry.descriptor import (
 from fetcher.registry.errors import NotFound, ProtocolViolation, Rejected
 from fetcher.registry.hosts import Endpoint
 from fetcher.registry.manifests import MAX_MANIFEST_BYTES, ManifestStore
+from fetcher.registry.pushing import BlobWriter
 from fetcher.registry.reference import Origin
 from fetcher.registry.router import Router
 from fetcher.registry.session import Call, Session, same_server
-from fetcher.registry.uploads import BlobWriter
 from layerformat.digest import Digest, sha256_digest
 
 log = structlog.get_logger(__name__)

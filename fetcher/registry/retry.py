@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import structlog
 
-from fetcher.registry.errors import RegistryError, Unavailable, is_transient, retry_after_s
+from fetcher.registry.errors import RegistryError, Unavailable, UploadLost, is_transient, retry_after_s
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -48,7 +48,8 @@ async def retrying(policy: RetryPolicy, subject: str, operation: Callable[[], Aw
             raise Unavailable(f"{subject}: no success within {policy.deadline_s:.0f} s") from exc
         except RegistryError as exc:
             failures += 1
-            if not is_transient(exc) or failures >= policy.attempts:
+            # What an upload has lost only its source can bring back.
+            if not is_transient(exc) or isinstance(exc, UploadLost) or failures >= policy.attempts:
                 raise
             delay_s = policy.delay_s(failures, retry_after_s(exc), random.random())
             if loop.time() + delay_s >= end:

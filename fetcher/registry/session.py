@@ -20,7 +20,7 @@ from fetcher.registry.hosts import Endpoint, Tls, tls_context
 from fetcher.registry.status import error_for
 from fetcher.registry.transport import Body, Response, Transport
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_HOPS = 5
 _MAX_CREDENTIALS = 4
 # Signed URLs of the large registries live for 10 minutes and more; one that dies earlier answers 403 and is dropped.
@@ -40,6 +40,7 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: Body = field(default=None, repr=False)
     answer_s: float | None = None
+    follow: bool = True
     keep_redirect: bool = False
 
 
@@ -67,7 +68,7 @@ class Session:
         if response := await self._shortcut(call, accept):
             return response
         response = await self._authenticated(call)
-        if response.status in _REDIRECTS and call.method in ("GET", "HEAD"):
+        if response.status in REDIRECTS and call.follow and call.method in ("GET", "HEAD"):
             return await self._follow(call, response, accept)
         return await _accepted(response, accept, call.subject)
 
@@ -92,7 +93,7 @@ class Session:
             response = await (
                 self._authenticated(replace(call, url=current)) if ours else self._elsewhere(call, current)
             )
-            if response.status not in _REDIRECTS:
+            if response.status not in REDIRECTS:
                 response = await _accepted(response, accept, call.subject, registry=ours)
                 if call.keep_redirect and not ours:
                     self._keep_redirect(call.url, current)

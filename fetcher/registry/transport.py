@@ -14,6 +14,7 @@ from yarl import URL
 
 from fetcher.registry.config import RegistryConfig
 from fetcher.registry.errors import ProtocolViolation, RegistryError, ShortBody, Unavailable, Untrusted
+from fetcher.registry.proxies import proxy_for
 
 _MAX_DRAIN_BYTES = 64 << 10
 _PIECE_BYTES = 256 << 10
@@ -97,7 +98,6 @@ class Transport:
             auto_decompress=False,
             skip_auto_headers=("Accept-Encoding", "Content-Type"),
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=self._config.environment_proxies,
         )
         return self
 
@@ -134,6 +134,7 @@ class Transport:
                     ssl=tls if tls is not None else True,
                     data=body if body is None or body == b"" else _paced(body, clock, timeouts.between_bytes_s),
                     allow_redirects=False,
+                    proxy=proxy_for(url, self._config.environment) if self._config.environment_proxies else None,
                     timeout=self._timeout(answer_s),
                 )
         return Response(answer, timeouts.between_bytes_s)

@@ -13,12 +13,14 @@ counts.
 What can be set on a registry, at any time:
 
 ``auth``           None, or a :class:`FakeAuth` (``scheme`` bearer or basic). ``auth.expire()`` makes all tokens stale.
-``redirect``       blob GETs are answered 307 to ``registry.storage``, another server on another port, with a signed
-                   URL; ``registry.storage.revoke()`` makes all URLs signed so far answer 403. ``storage`` takes faults
-                   and counts as well.
+``redirect``       blob GETs and HEADs are answered 307 to ``registry.storage``, another server on another port, with a
+                   URL signed for GET; ``registry.storage.revoke()`` makes all URLs signed so far answer 403.
+                   ``storage`` takes faults and counts as well.
 ``referrers_api``  False: as a registry older than the referrers API (404, no OCI-Subject).
 ``referrers_page`` at most so many referrers in a page.
 ``chunked``        False: PATCH with Content-Range is refused, as Google's registries do.
+``max_chunk_bytes``  larger chunks are refused, as GitHub does. ``stale_range``: a PATCH's Range stays at the first
+                   chunk, as Amazon's does.
 ``mounts``         False: cross-repository mounts are answered with an ordinary upload session.
 ``ssl_context``    serve HTTPS.
 
@@ -33,6 +35,7 @@ import json
 import re
 import secrets
 import ssl
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,7 +68,8 @@ class FakeStorage(FakeServer):
         self._signatures.clear()
 
     async def answer(self, request: web.Request, fault: Fault) -> web.StreamResponse:
-        if request.query.get("X-Signature") not in self._signatures:
+        # Signed for GET alone, as the large stores do.
+        if request.method != "GET" or request.query.get("X-Signature") not in self._signatures:
             return web.Response(status=403, text=f"<Error>expired {request.path_qs}</Error>")
         data = self._blobs.get(request.path.removeprefix("/data/").replace("/", ":"))
         if data is None:
@@ -138,6 +142,8 @@ class FakeRegistry(FakeServer):
         self.referrers_api = referrers_api
         self.referrers_page: int | None = None
         self.chunked = True
+        self.max_chunk_bytes: int | None = None
+        self.stale_range = False
         self.mounts = True
         self.min_chunk_bytes = 0
         self.blobs: dict[Digest, bytes] = {}
@@ -208,7 +214,7 @@ class FakeRegistry(FakeServer):
         data = self.blobs.get(digest)
         if data is None or (repository, digest) not in self.links:
             return _error(404, "BLOB_UNKNOWN")
-        if request.method == "GET" and self.redirect:
+        if self.redirect:
             return web.Response(status=307, headers={"Location": self.storage.sign(digest)})
         return await self.send(request, data, fault, {"Docker-Content-Digest": digest})
 
@@ -294,14 +300,21 @@ class FakeRegistry(FakeServer):
         self, request: web.Request, repository: str, name: str, held: bytearray, fault: Fault
     ) -> web.StreamResponse:
         wanted = request.headers.get("Content-Range")
-        if wanted is not None and (not self.chunked or int(wanted.partition("-")[0]) != len(held)):
+        if wanted is not None and not self._takes(wanted, request, held):
             return web.Response(status=416, headers=self._progress(repository, name, held))
         left = fault.accept_bytes
         async for piece in request.content.iter_any():
             held += piece[:left]
             if left is not None and (left := left - len(piece)) <= 0:
                 raise ConnectionCut
-        return web.Response(status=202, headers=self._progress(repository, name, held))
+        headers = self._progress(repository, name, held)
+        if self.stale_range:
+            headers["Range"] = "0-9"
+        return web.Response(status=202, headers=headers)
+
+    def _takes(self, wanted: str, request: web.Request, held: bytearray) -> bool:
+        largest = self.max_chunk_bytes or sys.maxsize
+        return self.chunked and int(wanted.partition("-")[0]) == len(held) and (request.content_length or 0) <= largest
 
     async def _finish(self, request: web.Request, repository: str, name: str, held: bytearray) -> web.Response:
         held += await request.read()

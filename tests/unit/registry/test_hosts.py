@@ -69,7 +69,7 @@ def test_a_full_file(config: RegistryConfig, tmp_path: Path) -> None:
     assert one.capabilities == {"pull"}
     assert two.capabilities == up.capabilities == {"pull", "resolve", "push"}
     client = ((where / "c.cert", where / "c.key"), (where / "d.pem", None))
-    assert one.tls == Tls(ca=(where / "a.crt", Path("/etc/b.crt")), client=client)
+    assert replace(one.tls, stamp=()) == Tls(ca=(where / "a.crt", Path("/etc/b.crt")), client=client)
     assert two.tls.skip_verify
     assert two.headers == (("x-team", "t"), ("x-many", "1"), ("x-many", "2"))
     assert [one.upstream, two.upstream, up.upstream] == [False, False, True]
@@ -95,7 +95,9 @@ def test_docker_style_certificates(config: RegistryConfig, tmp_path: Path) -> No
     for name in ("ca.crt", "me.cert", "me.key"):
         (directory / name).touch()
     (only,) = HostTable(replace(config, certs_dirs=(tmp_path,))).endpoints("reg.example")
-    assert only.tls == Tls(ca=(directory / "ca.crt",), client=((directory / "me.cert", directory / "me.key"),))
+    assert replace(only.tls, stamp=()) == Tls(
+        ca=(directory / "ca.crt",), client=((directory / "me.cert", directory / "me.key"),)
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,21 +125,17 @@ def test_malformed_files_are_named(config: RegistryConfig, tmp_path: Path, text:
 
 # TLS, for real
 
+SELF_SIGNED = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A self-signed certificate for 127.0.0.1, with its key, in one file."""
     path = tmp_path_factory.mktemp("tls") / "both.pem"
+    certificate = path.with_suffix(".pem.crt")
     subprocess.run(
         [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
+            *SELF_SIGNED,
             "-subj",
             "/CN=fake",
             "-addext",
@@ -145,12 +143,12 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "-keyout",
             path,
             "-out",
-            f"{path}.crt",
+            certificate,
         ],
         check=True,
         capture_output=True,
     )
-    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    path.write_text(path.read_text() + certificate.read_text())
     return path
 
 
@@ -179,6 +177,30 @@ async def test_ca_of_hosts_toml(
     config: RegistryConfig, tmp_path: Path, secure: FakeRegistry, certificate: Path
 ) -> None:
     assert await fetch(config, tmp_path, secure, f'ca = "{certificate}.crt"') == DATA
+
+
+async def test_edited_files_are_noticed(
+    config: RegistryConfig,
+    tmp_path: Path,
+    secure: FakeRegistry,
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fetcher.registry.hosts.LIFETIME_S", 0.0)
+    digest = parse_digest(secure.add_blob("team/app", DATA))
+    where = write(tmp_path, "secure.test", f'server = "{secure.url}"\nca = "ca.crt"\n')
+    other = subprocess.run(
+        [*SELF_SIGNED, "-subj", "/CN=other", "-keyout", "/dev/null"],
+        check=True,
+        capture_output=True,
+    )
+    (where / "ca.crt").write_bytes(other.stdout)
+    origin = Origin(host="secure.test", repository="team/app")
+    async with RegistryClient(replace(config, certs_dirs=(tmp_path,))) as client:
+        with pytest.raises(Untrusted):
+            await collect(client.pull_blob(origin, digest))
+        (where / "ca.crt").write_bytes(Path(f"{certificate}.crt").read_bytes())
+        assert await collect(client.pull_blob(origin, digest)) == DATA
 
 
 async def test_skip_verify(config: RegistryConfig, tmp_path: Path, secure: FakeRegistry) -> None:

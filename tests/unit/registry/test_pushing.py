@@ -1,5 +1,6 @@
 """Pushing through trouble: every byte arrives once, in bounded memory, and nothing is claimed that is not so."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -109,12 +110,50 @@ async def test_a_source_that_fails_leaves_no_blob(client: RegistryClient, fake: 
     assert not fake.blobs
 
 
+async def test_a_source_that_fails_while_it_is_streamed(
+    config: RegistryConfig, fake: FakeRegistry, origin: Origin
+) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        yield DATA[: 3 * CHUNK_BYTES]
+        raise RuntimeError("the compressor died")
+
+    async with RegistryClient(replace(config, unchunked_hosts=("127.0.0.*",))) as client:
+        with pytest.raises(RuntimeError, match="compressor"):
+            await client.push_blob(origin, source())
+    assert not fake.blobs
+
+
+async def test_a_source_slower_than_any_deadline(config: RegistryConfig, fake: FakeRegistry, origin: Origin) -> None:
+    async def source() -> AsyncIterator[bytes]:
+        for start in range(0, len(DATA), CHUNK_BYTES):
+            await asyncio.sleep(0.7)  # more than between_bytes_s
+            yield DATA[start : start + CHUNK_BYTES]
+
+    async with RegistryClient(replace(config, unchunked_hosts=("127.0.0.*",))) as client:
+        assert await client.push_blob(origin, source()) == (DIGEST, len(DATA))
+
+
 async def test_registries_that_take_no_chunks(config: RegistryConfig, fake: FakeRegistry, origin: Origin) -> None:
     fake.chunked = False
     async with RegistryClient(replace(config, unchunked_hosts=("127.0.0.*",))) as client:
         assert await client.push_blob(origin, pieces(DATA)) == (DIGEST, len(DATA))
     assert fake.blobs[DIGEST] == DATA
     assert len(fake.seen("PATCH")) == 1
+
+
+@pytest.mark.parametrize("setting", ["chunked", "max_chunk_bytes", "min_chunk_bytes"])
+async def test_registries_that_refuse_our_chunks(
+    client: RegistryClient, fake: FakeRegistry, origin: Origin, setting: str
+) -> None:
+    setattr(fake, setting, {"chunked": False, "max_chunk_bytes": 1000, "min_chunk_bytes": 10 * CHUNK_BYTES}[setting])
+    assert await client.push_blob(origin, pieces(DATA)) == (DIGEST, len(DATA))
+    assert fake.blobs[DIGEST] == DATA
+
+
+async def test_a_range_that_does_not_move(client: RegistryClient, fake: FakeRegistry, origin: Origin) -> None:
+    fake.stale_range = True
+    assert await client.push_blob(origin, pieces(DATA)) == (DIGEST, len(DATA))
+    assert fake.blobs[DIGEST] == DATA
 
 
 async def test_a_broken_stream_is_lost(config: RegistryConfig, fake: FakeRegistry, origin: Origin) -> None:

@@ -211,6 +211,7 @@ async def test_cancelled_reads_leave_the_client_usable(
         one.cancel()
     outcome = await asyncio.gather(*reads, return_exceptions=True)
     assert all(isinstance(one, asyncio.CancelledError) for one in outcome)
+    fake.faults.clear()
     assert await read(client, origin, digest, 0, 100_000) == DATA[:100_000]
 
 
