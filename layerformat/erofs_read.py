@@ -160,7 +160,7 @@ class _Survey:
 
     def _check_file(self, place: Place, file_type: int) -> None:
         nid, inode = place.nid, place.inode
-        if FT_BY_IFMT[stat.S_IFMT(inode.i_mode)] != file_type or file_type == _FT_DIR:
+        if FT_BY_IFMT[stat.S_IFMT(inode.i_mode)] != file_type:
             raise FormatError(f"EROFS inode {nid}: names say type {file_type}, mode is {inode.i_mode:#o}")
         if inode.i_nlink != self._links[nid]:
             raise FormatError(f"EROFS inode {nid}: {inode.i_nlink} links stated, {self._links[nid]} names")

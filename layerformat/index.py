@@ -140,9 +140,6 @@ def _decompress(stored: bytes, size: int) -> bytes:
     try:
         if zstandard.frame_content_size(stored) != size:
             raise FormatError("index: metadata size differs from its zstd frame's")
-        metadata = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+        return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"index: metadata: {error}") from error
-    if len(metadata) != size:
-        raise FormatError(f"index: metadata of {len(metadata)} bytes, expected {size}")
-    return metadata

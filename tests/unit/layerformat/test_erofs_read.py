@@ -9,6 +9,7 @@ import pytest
 
 from layerformat.entries import Entry
 from layerformat.erofs import BLOCK, FORMAT_CHUNK, FORMAT_INLINE, FORMAT_PLAIN, SLOT
+from layerformat.erofs_parse import parse_super_block
 from layerformat.erofs_read import read_metadata, validate_metadata
 from layerformat.erofs_write import build_metadata
 from layerformat.errors import FormatError
@@ -34,6 +35,9 @@ def base() -> Image:
         entry(b"fifo", stat.S_IFIFO | 0o600),
         entry(b"link", LNK, target=b"target"),
         entry(b"long", LNK, target=b"t" * 4090),
+        entry(b"long2", LNK, target=b"t" * 4090),
+        entry(b"pad", size=1, data_offset=9 * BLOCK, xattrs={b"user.a": b""}),
+        *(entry(b"plain/%03d" % n + b"x" * 97) for n in range(36)),
         entry(b"null", stat.S_IFCHR | 0o666, rdev=(1, 3)),
         *(entry(b"large/%03d" % n) for n in range(300)),
     ]
@@ -59,10 +63,45 @@ def chunk(image: Image, path: bytes, advise: int, device: int, block: int) -> Im
     return image.write(image.find(path).inline_at, struct.pack("<HHI", advise, device, block))
 
 
+def clear(image: Image, path: bytes) -> Image:
+    """Zeros instead of an inode and what follows it."""
+    place = image.find(path)
+    return image.write(place.nid * SLOT, bytes(place.end - place.nid * SLOT))
+
+
+def move(image: Image, path: bytes, size: int, at: int) -> Image:
+    """The first `size` bytes of an inode to another place, where the name in the root directory leads."""
+    nid = image.find(path).nid
+    head = image.data[nid * SLOT : nid * SLOT + size]
+    clear(image, path)
+    return repoint(image.write(at, head), b"", path, at // SLOT)
+
+
+def without_dot_dot(image: Image) -> Image:
+    place = image.find(b"d/g")
+    image.set_inode(b"d/g", i_size=13)
+    only_dot = struct.pack("<QHBB", place.nid, 12, 2, 0) + b"."
+    return image.write(place.inline_at, only_dot.ljust(place.end - place.inline_at, b"\0"))
+
+
+def symlink_across_blocks(image: Image) -> Image:
+    at = image.append(b"") + BLOCK - 96
+    image.append(b"t" * 68)
+    image.write(at + 64, b"t" * 32)
+    return move(image, b"link", 64, at).set_inode(b"link", i_size=100)
+
+
+def shared_block(image: Image) -> Image:
+    """Two symlinks in one block, and nothing where the second was."""
+    image.write(image.find(b"long2").blocks_at, bytes(BLOCK))
+    return image.set_inode(b"long2", i_u=image.find(b"long").inode.i_u)
+
+
 def test_base_is_valid() -> None:
     image = base()
     validate_metadata(image.data, device_bytes=DEVICE_BYTES)
     assert image.find(b"long").blocks_end and image.find(b"large").blocks_end
+    assert image.find(b"plain").inode.i_format == FORMAT_PLAIN and image.find(b"plain").inode.i_size % BLOCK
     assert image.find(b"").inode.i_format == FORMAT_INLINE
 
 
@@ -103,6 +142,11 @@ ATTACKS: dict[str, Callable[[Image], Image]] = {
     "directory blocks beyond": lambda i: i.set_inode(b"large", i_u=0xFFFFFFFF),
     "address without blocks": lambda i: i.set_inode(b"d", i_u=1),
     "padding of a directory block": lambda i: i.write(i.find(b"large").blocks_at + BLOCK - 1, b"x"),
+    "padding of a directory's last block": lambda i: i.write(i.find(b"plain").blocks_end - 1, b"x"),
+    "root is its own child": lambda i: repoint(i, b"", b"d", i.root_nid),
+    "fifo named as a directory": lambda i: i.set_inode(b"d/g", i_mode=stat.S_IFIFO),
+    "only a dot": without_dot_dot,
+    "directory of 5 bytes": lambda i: i.set_inode(b"d/g", i_size=5),
     # inodes
     "inode before the inode area": lambda i: repoint(i, b"", b"empty", 32),
     "inode beyond": lambda i: repoint(i, b"", b"empty", 2**63),
@@ -123,6 +167,7 @@ ATTACKS: dict[str, Callable[[Image], Image]] = {
     "no gid": lambda i: i.set_inode(b"empty", i_gid=0xFFFFFFFF),
     "number": lambda i: i.set_inode(b"empty", i_ino=10**6),
     "number 0": lambda i: i.set_inode(b"empty", i_ino=0),
+    "inode ends with the image, its chunk index is beyond": lambda i: move(i, b"a", 64, i.append(b"") + BLOCK - 64),
     # files
     "chunk of the metadata": lambda i: chunk(i, b"a", 0, 0, 1),
     "chunk of a second device": lambda i: chunk(i, b"a", 0, 2, 1),
@@ -138,6 +183,8 @@ ATTACKS: dict[str, Callable[[Image], Image]] = {
     "unknown chunk format": lambda i: i.set_inode(b"a", i_u=0x61),
     "reserved half of the chunk format": lambda i: i.set_inode(b"a", i_u=1 << 16 | 0x21),
     "chunked and empty": lambda i: i.set_inode(b"a", i_size=0),
+    "chunked and empty, of the right format": lambda i: i.set_inode(b"a", i_size=0, i_u=0x20),
+    "padding before the chunk index": lambda i: i.write(i.find(b"pad").inline_at - 4, b"x"),
     "flat file with data": lambda i: i.set_inode(b"empty", i_size=1),
     "inline file": lambda i: i.set_inode(b"empty", i_size=1, i_format=FORMAT_INLINE),
     "address of an empty file": lambda i: i.set_inode(b"empty", i_u=1),
@@ -152,6 +199,11 @@ ATTACKS: dict[str, Callable[[Image], Image]] = {
     "symlink shorter than its data": lambda i: i.set_inode(b"long", i_size=4089),
     "symlink across a block": lambda i: i.set_inode(b"link", i_size=4000),
     "symlink on another's data": lambda i: i.set_inode(b"long", i_u=i.find(b"large").inode.i_u),
+    "symlink across a block at the end": symlink_across_blocks,
+    "symlinks in the same block": shared_block,
+    "symlink of a whole block": lambda i: i.write(i.find(b"long").blocks_at, b"t" * BLOCK).set_inode(
+        b"long", i_size=BLOCK
+    ),
     # extended attributes
     "attributes beyond": lambda i: i.set_inode(b"b", i_xattr_icount=0xFFFF),
     "attributes cut": lambda i: i.set_inode(b"b", i_xattr_icount=i.find(b"b").inode.i_xattr_icount - 1),
@@ -170,6 +222,7 @@ ATTACKS: dict[str, Callable[[Image], Image]] = {
     "bytes that belong to nothing": lambda i: (i.append(b"payload"), i)[1],
     "bytes after an inode": lambda i: i.write(i.find(b"a").end, b"x"),
     "bytes before the super block": lambda i: i.write(0, b"\x7fELF"),
+    "one more inode": lambda i: i.write(1024 + 16, struct.pack("<Q", parse_super_block(i.data).inos + 1)),
     "number of inodes": lambda i: i.write(1024 + 16, b"\1"),
     "magic": lambda i: i.write(1024, b"\0"),
     "compatible feature": lambda i: i.write(1024 + 8, b"\7"),
@@ -213,6 +266,25 @@ def test_checksum_is_checked() -> None:
 def test_truncated_image(length: int) -> None:
     with pytest.raises(FormatError):
         validate_metadata(base().data[:length], device_bytes=DEVICE_BYTES)
+
+
+def test_image_is_whole_blocks() -> None:
+    with pytest.raises(FormatError, match="EROFS image of"):
+        validate_metadata(base().data + bytes(32), device_bytes=DEVICE_BYTES)
+
+
+@pytest.mark.parametrize("blocks", [0, (1 << 31) + 1])
+def test_tar_sizes_that_are_not_allowed(blocks: int) -> None:
+    image = base().write(1152 + 64, struct.pack("<I", blocks))
+    with pytest.raises(FormatError, match="device size"):
+        validate_metadata(image.data, device_bytes=blocks * BLOCK)
+
+
+def test_name_of_256_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerformat.entries.MAX_NAME_BYTES", 1000)  # what the writer refuses
+    image = build_metadata([entry(b"n" * 256)], device_bytes=DEVICE_BYTES)
+    with pytest.raises(FormatError, match="name"):
+        validate_metadata(image, device_bytes=DEVICE_BYTES)
 
 
 def test_another_tar_size() -> None:

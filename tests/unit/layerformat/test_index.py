@@ -106,6 +106,16 @@ def test_encode_refuses_what_decode_would() -> None:
         encode_index(replace(index, frames=frames_for(20_480)))
 
 
+def test_metadata_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = small_index()
+    payload = encode_index(index)
+    monkeypatch.setattr("layerformat.index.MAX_METADATA_BYTES", len(index.metadata) - 1)
+    with pytest.raises(FormatError, match="metadata"):
+        encode_index(index)
+    with pytest.raises(FormatError, match="metadata"):
+        decode_index(payload)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -202,6 +212,8 @@ def test_open_index_is_of_this_layer() -> None:
         open_index(payload, ref_for(index, payload, index_digest=sha256_digest(b"")))
     with pytest.raises(FormatError, match="digest"):
         open_index(payload[:-1], ref_for(index, payload))
+    with pytest.raises(FormatError, match="digest"):
+        open_index(payload, ref_for(index, payload, index_size=len(payload) + 1))
     with pytest.raises(FormatError, match="expected sha256"):
         open_index(payload, ref_for(index, payload, diff_id=DiffID(sha256_digest(b"other"))))
     with pytest.raises(FormatError, match="frames end at"):
