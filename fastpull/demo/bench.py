@@ -15,6 +15,7 @@ from fastpull.demo.results import ColdStart
 from fastpull.demo.traffic import Curve, Sampler
 from fastpull.lab import tools
 from fastpull.lab.containerd import Containerd
+from fastpull.lab.cost import Cost, cost_of
 from fastpull.lab.daemon import Daemon, daemon_config
 from fastpull.lab.network import ShapedLink
 from fastpull.lab.process import LabError, run
@@ -111,7 +112,7 @@ class Bench:
             ):
                 drop_page_cache()
                 self.registry.warm()
-                return self._watch(containerd, mode, workload)
+                return self._watch(daemon, containerd, mode, workload)
         finally:
             if not self.workspace.keep:
                 for name in (containerd_name, daemon_name):
@@ -126,8 +127,9 @@ class Bench:
             name=name,
         )
 
-    def _watch(self, containerd: Containerd, mode: Mode, workload: Workload) -> ColdStart:
+    def _watch(self, daemon: Daemon, containerd: Containerd, mode: Mode, workload: Workload) -> ColdStart:
         nerdctl = self._nerdctl(containerd)
+        idle = cost_of(daemon.pid)
         start = _start(mode, workload, free_port())
         with Sampler(self.link.received_bytes) as sampler:
             try:
@@ -137,7 +139,7 @@ class Bench:
                 raise LabError(f"{mode.name}: {problem}\n{log}") from problem
             if not sampler.wait_quiet(quiet_s=QUIET_S, timeout_s=READY_LIMIT_S):
                 raise LabError(f"{mode.name}: the registry is still being read after {READY_LIMIT_S} s")
-        return _evaluate(mode, sample, sampler.curve, nerdctl.requested_s[0])
+        return _evaluate(mode, sample, sampler.curve, nerdctl.requested_s[0], idle, cost_of(daemon.pid))
 
     def _nerdctl(self, containerd: Containerd) -> WatchedNerdctl:
         """nerdctl as `measure` calls it, its output in a file: containers' ids are no part of the demo."""
@@ -166,7 +168,7 @@ def _start(mode: Mode, workload: Workload, port: int) -> Start:
     )
 
 
-def _evaluate(mode: Mode, sample: Sample, curve: Curve, requested_s: float) -> ColdStart:
+def _evaluate(mode: Mode, sample: Sample, curve: Curve, requested_s: float, idle: Cost, after: Cost) -> ColdStart:
     ready_s = sample.readiness_time if sample.readiness_time is not None else sample.completion_time
     if ready_s is None or sample.container_start_time is None:
         raise LabError(f"{mode.name}: the container was never seen to start or to be ready")
@@ -179,6 +181,9 @@ def _evaluate(mode: Mode, sample: Sample, curve: Curve, requested_s: float) -> C
         complete_s=max(curve.quiet_since() - requested_s, 0.0),
         bytes_to_ready=curve.at(requested_s + ready_s) - curve.at(requested_s),
         bytes_total=curve.bytes_[-1] - curve.bytes_[0] - curve.at(requested_s),
+        daemon_idle_rss_bytes=idle.rss_bytes,
+        daemon_peak_rss_bytes=after.peak_rss_bytes,
+        daemon_cpu_s=after.cpu_s - idle.cpu_s,
         curve=tuple(curve.since(requested_s)),
     )
 

@@ -11,6 +11,7 @@
 | `registry` | `Registry`: a distribution registry, on loopback or behind a shaped link |
 | `containerd` | `Containerd`: a containerd of either generation, with `ctr` and `nerdctl` bound to it |
 | `daemon` | `Daemon`: `fastpull-snapshotter`, which can be killed and started again |
+| `cost` | memory and CPU time of a process and its children |
 | `layout` | OCI layouts from tar streams, without any other tool |
 
 Used by `fastpull demo`, by the benchmarks and by the tests. Everything is an ordinary context manager; the calls block.

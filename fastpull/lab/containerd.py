@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from fastpull.lab import mounts, tools
+from fastpull.lab.cost import children
 from fastpull.lab.process import CommandFailed, LabError, Service, run, wait_until
 from fastpull.lab.tools import Release
 from fastpull.lab.workspace import Workspace, kill_all, marked_processes
@@ -240,8 +241,8 @@ class Containerd:
             return
         shims = self._shims()
         self.left += [f"shim {pid}" for pid in shims]
-        children = [child for pid in shims for child in _children(pid)]
-        kill_all([*children, *shims])
+        orphans = [child for pid in shims for child in children(pid)]
+        kill_all([*orphans, *shims])
 
     def _remove_outside(self) -> None:
         leftovers = [_RUNC_ROOT / self.namespace, *sorted(_CGROUPS.glob(f"*/{self.namespace}"))]
@@ -252,12 +253,6 @@ class Containerd:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _children(pid: int) -> list[int]:
-    with contextlib.suppress(OSError):
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
 
 
 def _remove_empty_tree(directory: Path) -> None:

@@ -1,9 +1,12 @@
 """Sample images whose every byte is known, made without a network."""
 
 import hashlib
+import io
 import random
+import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from fastpull.lab import tools
 from fastpull.lab.layout import Compression, ImageInput, LayerInput, Member, members, write_layout
@@ -23,9 +26,28 @@ class SampleImage:
     sha256: dict[str, str] = field(default_factory=dict)
 
 
+class NoiseFile(io.RawIOBase):
+    """`size_bytes` that do not compress, the same for the same seed, read from front to back; `sha256` at the end."""
+
+    def __init__(self, size_bytes: int, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._left = size_bytes
+        self.sha256 = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        count = self._left if size < 0 else min(size, self._left)
+        data = b"".join(self._random.randbytes(min(MIB, count - at)) for at in range(0, count, MIB))
+        self._left -= len(data)
+        self.sha256.update(data)
+        return data
+
+
 def noise(size_bytes: int, seed: int) -> bytes:
-    """Bytes that do not compress, the same for the same seed."""
-    return random.Random(seed).randbytes(size_bytes)
+    """All of a `NoiseFile` at once."""
+    return NoiseFile(size_bytes, seed).read()
 
 
 def busybox_layer(compression: Compression = "gzip") -> LayerInput:
@@ -109,9 +131,16 @@ def zoo_image(directory: Path) -> SampleImage:
 
 
 def big_file_image(directory: Path, *, size_bytes: int = 64 * MIB) -> SampleImage:
-    """busybox and `/big`: one file of incompressible data, then `/after`, a small one behind it."""
-    big = noise(size_bytes, 3)
-    entries = [Member(name="big", data=big, mode=0o644), Member(name="after", data=b"after\n", mode=0o644)]
-    layers = [busybox_layer(), LayerInput(write=members(entries), compression="zstd", created_by="big")]
+    """busybox and `/big`, incompressible and never all in memory; then `/after`, a small file behind it."""
+    big = NoiseFile(size_bytes, 3)
+
+    def write(sink: BinaryIO) -> None:
+        with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+            header = Member(name="big", data=b"", mode=0o644).header()
+            header.size = size_bytes
+            archive.addfile(header, cast(BinaryIO, big))
+            archive.addfile(Member(name="after", data=b"after\n", mode=0o644).header(), io.BytesIO(b"after\n"))
+
+    layers = [busybox_layer(), LayerInput(write=write, compression="zstd", created_by="big")]
     write_layout(directory, "big", ImageInput(layers=layers, command=["/bin/sha256sum", "/big"]))
-    return SampleImage(layout=directory, tag="big", sha256={"/big": hashlib.sha256(big).hexdigest()})
+    return SampleImage(layout=directory, tag="big", sha256={"/big": big.sha256.hexdigest()})
