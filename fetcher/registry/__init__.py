@@ -24,6 +24,7 @@ from fetcher.registry.descriptor import (
     Platform,
     descriptors,
     encode_json,
+    parse_json_object,
 )
 from fetcher.registry.errors import (
     CredentialsUnavailable,
@@ -89,5 +90,6 @@ __all__ = [
     "is_loopback",
     "is_plain",
     "is_transient",
+    "parse_json_object",
     "retry_after_s",
 ]

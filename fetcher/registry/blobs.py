@@ -8,7 +8,7 @@ from contextlib import aclosing, asynccontextmanager
 from fetcher.registry.challenge import pull
 from fetcher.registry.errors import DigestMismatch, NotFound, ProtocolViolation, RegistryError, ShortBody, is_transient
 from fetcher.registry.hosts import Endpoint
-from fetcher.registry.ranges import BodyPlan, plan_body, range_header
+from fetcher.registry.ranges import BodyPlan, parse_count, plan_body, range_header
 from fetcher.registry.reference import Origin
 from fetcher.registry.retry import RetryPolicy
 from fetcher.registry.router import Router
@@ -95,10 +95,10 @@ class BlobReader:
         """HEAD may lead to a URL that is signed for GET alone: ask for one byte, and read the total beside it."""
         call = self._call("GET", endpoint, origin, digest, {"Range": "bytes=0-0"})
         async with self._session.open(call, frozenset({200, 206, 416})) as response:
-            total = response.headers.get("Content-Range", "").rpartition("/")[2]
-            if response.status != 200 and total.isdigit():
+            total = parse_count(response.headers.get("Content-Range", "").rpartition("/")[2])
+            if response.status != 200 and total is not None:
                 await response.drain(call.subject)
-                return int(total)
+                return total
             if response.status == 200 and response.length is not None:
                 return response.length
             raise ProtocolViolation(f"{call.subject}: the storage does not tell how long the blob is")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fetcher.registry.errors import ProtocolViolation
 
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
+_COUNT = re.compile(r"[0-9]{1,19}")
 # A server that ignores Range costs this much at most before the bytes that were asked for.
 MAX_SKIP_BYTES = 1 << 20
 
@@ -29,6 +30,11 @@ def range_header(offset: int, length: int | None) -> dict[str, str]:
     return {"Range": f"bytes={offset}-{last}"}
 
 
+def parse_count(text: str | None) -> int | None:
+    """A number of bytes as headers spell it; None for anything else, and for more than any blob could have."""
+    return int(text) if text is not None and _COUNT.fullmatch(text) else None
+
+
 def plan_body(status: int, headers: Mapping[str, str], offset: int, length: int | None, subject: str) -> BodyPlan:
     """How to get the asked bytes out of the response; :class:`ProtocolViolation` if they cannot be had from it."""
     if headers.get("Content-Encoding", "identity") != "identity":
@@ -37,11 +43,11 @@ def plan_body(status: int, headers: Mapping[str, str], offset: int, length: int 
         return _plan_partial(headers, offset, length, subject)
     if offset > MAX_SKIP_BYTES:
         raise ProtocolViolation(f"{subject}: the server ignores Range (200 for bytes from {offset})")
-    total = headers.get("Content-Length", "")
-    if length is not None and total.isdigit() and int(total) < offset + length:
+    total = parse_count(headers.get("Content-Length"))
+    if length is not None and total is not None and total < offset + length:
         raise ProtocolViolation(f"{subject}: {total} bytes long, {length} asked from {offset}")
     if length is None:
-        length = int(total) - offset if total.isdigit() else None
+        length = max(0, total - offset) if total is not None else None
     return BodyPlan(skip=offset, take=length)
 
 

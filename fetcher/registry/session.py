@@ -103,8 +103,10 @@ class Session:
 
     async def _location(self, call: Call, current: str, response: Response) -> str:
         location = response.headers.get("Location", "")
-        await response.drain(call.subject)
-        response.close()
+        try:
+            await response.drain(call.subject)
+        finally:
+            response.close()
         target = urljoin(current, location)
         parts = urlsplit(target)
         if not location or parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
@@ -141,10 +143,14 @@ class Session:
             # A grant that was only just made and is refused will not be better next time; an old one may have expired.
             if attempt and grant is not None:
                 refused |= {grant.provider}
-            following = await self._next_grant(call, response, grant, refused)
-            if following is None:
-                return response
-            await response.drain(call.subject)
+            try:
+                following = await self._next_grant(call, response, grant, refused)
+                if following is None:
+                    return response
+                await response.drain(call.subject)
+            except BaseException:
+                response.close()
+                raise
             response.close()
             grant = following
         return response
@@ -153,11 +159,7 @@ class Session:
         self, call: Call, response: Response, used: Grant | None, refused: frozenset[str]
     ) -> Grant | None:
         challenges = parse_challenges(response.headers.getall("WWW-Authenticate", ()))
-        try:
-            return await self._authorizer.challenged(call.endpoint, call.scopes, challenges, used, refused)
-        except BaseException:
-            response.close()
-            raise
+        return await self._authorizer.challenged(call.endpoint, call.scopes, challenges, used, refused)
 
     async def _send(self, call: Call, url: str, headers: Mapping[str, str], tls: Tls) -> Response:
         context = await self._context(tls) if url.startswith("https:") else None

@@ -19,6 +19,7 @@ from fetcher.registry.transport import Transport
 # The specification's default where the answer names no lifetime.
 DEFAULT_LIFETIME_S = 60.0
 _MAX_ANSWER_BYTES = 1 << 20
+_MAX_LIFETIME_S = 86_400
 _CLIENT_ID = "fastpull"
 
 
@@ -105,6 +106,8 @@ def parse_token(body: bytes, subject: str) -> Token:
     if not isinstance(value, str) or not value:
         raise ProtocolViolation(f"{subject}: the answer holds no token")
     lifetime = document.get("expires_in")
-    lifetime_s = float(lifetime) if isinstance(lifetime, int | float) and lifetime > 0 else DEFAULT_LIFETIME_S
+    lifetime_s = DEFAULT_LIFETIME_S
+    if isinstance(lifetime, int | float) and lifetime > 0:
+        lifetime_s = float(min(lifetime, _MAX_LIFETIME_S))
     lifetime_s -= min(30.0, lifetime_s / 5)
     return Token(value=value, expires=time.monotonic() + lifetime_s)

@@ -15,6 +15,7 @@ from yarl import URL
 from fetcher.registry.config import RegistryConfig
 from fetcher.registry.errors import ProtocolViolation, RegistryError, ShortBody, Unavailable, Untrusted
 from fetcher.registry.proxies import proxy_for
+from fetcher.registry.ranges import parse_count
 
 _MAX_DRAIN_BYTES = 64 << 10
 _PIECE_BYTES = 256 << 10
@@ -43,8 +44,7 @@ class Response:
     @property
     def length(self) -> int | None:
         """Content-Length in bytes, None where there is none or it is no number."""
-        text = self.headers.get("Content-Length", "")
-        return int(text) if text.isascii() and text.isdigit() else None
+        return parse_count(self.headers.get("Content-Length"))
 
     async def chunks(self, subject: str) -> AsyncGenerator[bytes, None]:
         """The body as it arrives; :class:`ShortBody` if it breaks off."""

@@ -13,6 +13,7 @@ from fetcher.registry.challenge import Scope, push
 from fetcher.registry.config import RegistryConfig
 from fetcher.registry.errors import DigestMismatch, NotFound, ProtocolViolation, RegistryError, UploadLost
 from fetcher.registry.hosts import Endpoint
+from fetcher.registry.ranges import parse_count
 from fetcher.registry.reference import Origin
 from fetcher.registry.router import Router
 from fetcher.registry.session import Call, Session
@@ -20,7 +21,7 @@ from fetcher.registry.transport import Body, Response
 from layerformat.digest import Digest
 
 log = structlog.get_logger(__name__)
-_RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})")
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,19})")
 _OCTETS = "application/octet-stream"
 
 
@@ -65,12 +66,11 @@ class Uploads:
                 await response.drain(subject)
                 if response.status == 201:
                     return None
-                least = response.headers.get("OCI-Chunk-Min-Length", "")
                 return Upload(
                     origin=origin,
                     endpoint=endpoint,
                     location=_location(response, url, subject),
-                    min_chunk_bytes=int(least) if least.isdigit() else 0,
+                    min_chunk_bytes=parse_count(response.headers.get("OCI-Chunk-Min-Length")) or 0,
                 )
 
         return await self._router.run(origin, "push", f"upload to {origin}", post)

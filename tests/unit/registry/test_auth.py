@@ -236,6 +236,17 @@ async def test_a_renewal_whose_first_waiter_is_cancelled_goes_on(
         assert await second
 
 
+async def test_cancelled_while_a_token_is_fetched(
+    connect: Connect, fake: FakeRegistry, origin: Origin, digest: Digest
+) -> None:
+    fake.fault(Fault(path="/token", delay_s=5))
+    async with connect(auths(fake.host)) as client:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await works(client, origin, digest)
+        assert await works(client, origin, digest)
+
+
 async def test_pull_and_push_have_their_own_tokens(
     connect: Connect, fake: FakeRegistry, auth: FakeAuth, origin: Origin, digest: Digest
 ) -> None:

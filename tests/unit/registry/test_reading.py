@@ -1,10 +1,12 @@
 """Reading through trouble: what is retried, what is noticed, where secrets go, and what a read costs."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -18,6 +20,7 @@ from fetcher.registry import (
     Reference,
     RegistryClient,
     RegistryConfig,
+    RegistryError,
     ShortBody,
     Unavailable,
     is_transient,
@@ -143,6 +146,34 @@ async def test_whole_blobs_resume_where_they_broke(
     assert ranges[0] is None
     assert len(ranges) == 3
     assert all(one and one.endswith("-") for one in ranges[1:])
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_happens_a_whole_blob_is_right_or_an_error(config: RegistryConfig, seed: int) -> None:
+    dice = random.Random(seed)
+    troubles: list[dict[str, Any]] = [
+        {"status": 500},
+        {"status": 403},
+        {"status": 404},
+        {"status": 200, "body": b"<html>login</html>"},
+        {"status": 206, "body": b"x"},
+        {"reset": True},
+        {"truncate_at": dice.randrange(len(DATA))},
+        {"corrupt_at": dice.randrange(len(DATA))},
+        {"ignore_range": True},
+        {"shift_range": 1},
+    ]
+    async with FakeRegistry(redirect=bool(seed % 2)) as registry, RegistryClient(config) as client:
+        digest = parse_digest(registry.add_blob("a", DATA))
+        for server in (registry, registry.storage):
+            for _ in range(4):
+                server.fault(Fault(path=digest.partition(":")[2], skip=dice.randrange(3), **dice.choice(troubles)))
+        for _ in range(4):
+            try:
+                got = await collect(client.pull_blob(Origin(host=registry.host, repository="a"), digest))
+            except RegistryError:
+                continue
+            assert got == DATA
 
 
 async def test_corrupt_bytes_never_pass_a_whole_blob(

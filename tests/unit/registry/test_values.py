@@ -2,7 +2,7 @@
 
 import json
 from email.utils import formatdate
-from time import time
+from time import monotonic, time
 from typing import Any
 
 import pytest
@@ -29,8 +29,9 @@ from fetcher.registry import (
 )
 from fetcher.registry.challenge import Challenge, merge_scopes, parse_challenges, pull, push
 from fetcher.registry.descriptor import descriptors, parse_json_object
-from fetcher.registry.ranges import BodyPlan, plan_body, range_header
+from fetcher.registry.ranges import BodyPlan, parse_count, plan_body, range_header
 from fetcher.registry.status import MAX_RETRY_AFTER_S, error_from, parse_retry_after
+from fetcher.registry.tokens import parse_token
 
 HEX = "a1" * 32
 DIGEST = f"sha256:{HEX}"
@@ -233,6 +234,27 @@ def test_plan_of_a_body(
             plan_body(status, headers, offset, length, "thing")
     else:
         assert plan_body(status, headers, offset, length, "thing") == plan
+
+
+@pytest.mark.parametrize("text", [None, "", "-1", "+1", "1_0", "1e3", "\u00b2", "\u0663", "9" * 5000, " 1"])
+def test_no_count(text: str | None) -> None:
+    assert parse_count(text) is None
+
+
+@pytest.mark.parametrize(
+    ("lifetime", "seconds"),
+    [("300", 270), ("10", 8), ("0", 48), ("-5", 48), ('"x"', 48), ("null", 48), ("NaN", 48), ("1" + "0" * 400, 86370)],
+)
+def test_lifetime_of_tokens(lifetime: str, seconds: float) -> None:
+    token = parse_token(b'{"token": "t", "expires_in": %s}' % lifetime.encode(), "thing")
+    assert token.expires - monotonic() == pytest.approx(seconds, abs=5)
+    assert "'t'" not in repr(token)
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"token": ""}', b'{"token": 5}', b"[]", b"no"])
+def test_no_token(body: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="thing"):
+        parse_token(body, "thing")
 
 
 def test_range_header() -> None:
