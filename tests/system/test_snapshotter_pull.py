@@ -17,6 +17,7 @@ from fastpull.lab.daemon import daemon_config
 from fastpull.lab.layout import ImageInput, write_layout
 from fastpull.lab.mounts import unmount_below
 from fastpull.lab.process import CommandFailed, run, wait_until
+from fastpull.lab.tools import Release
 from fastpull.lab.workspace import kill_all
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
@@ -276,3 +277,37 @@ def test_after_a_reboot_without_a_network_containers_start_again(
     assert expected_sums(image)[1] in containerd.nerdctl("start", "-a", "kept", snapshotter="fastpull")
     assert len(daemon.mounted_layers()) == 2
     containerd.nerdctl("rm", "-f", "kept")
+
+
+@pytest.mark.parametrize("ids", [True, False], ids=["mapped-mounts", "changed-owners"])
+def test_a_container_in_a_user_namespace(
+    workspace: Workspace, current_release: Release, registry: Registry, tmp_path: Path, ids: bool
+) -> None:
+    """With the capability the kernel maps the ids and nothing is copied; without, containerd changes every owner."""
+    image = mixed_image(tmp_path / "image")
+    reference = registry.push_layout(image.layout, TAG, "team/mixed:1")
+    config = f"remap_ids = {str(ids).lower()}\n" + daemon_config(registry)
+    socket = workspace.path / "c" / "c.sock"
+    with Daemon(workspace, containerd_address=socket, config=config) as daemon:
+        containerd = PrivateContainerd(workspace, current_release, proxies={"fastpull": daemon.proxy})
+        if ids:
+            text = containerd.config.read_text()
+            entry = f'  address = "{daemon.address}"\n'
+            containerd.config.write_text(text.replace(entry, entry + '  capabilities = ["remap-ids"]\n'))
+        for directory in (workspace.path.parent, workspace.path, containerd.dir):
+            directory.chmod(0o711)  # the mapped root has to come by on its way to the bundle
+        with containerd:
+            containerd.pull(reference, snapshotter="fastpull", extra=["--hosts-dir", str(registry.hosts_dir())])
+            maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", *(["--remap-labels"] if ids else [])]
+            script = "stat -c %u:%g / /above /bin/busybox; sha256sum /above; touch /new"
+            words = ["run", "--snapshotter", "fastpull", *maps, reference, "mapped", "/bin/sh", "-c", script]
+            printed = containerd.ctr(*words).split()
+            usage = {info["name"]: info for info in status(daemon)["snapshots"] if info["kind"] == "active"}
+            owners = [path.parent.stat().st_uid for path in (daemon.root / "snapshots").glob("*/fs/new")]
+            copied = list((daemon.root / "snapshots").glob("*/fs/above"))
+            containerd.ctr("containers", "rm", "mapped")
+    assert printed[:3] == ["0:0"] * 3
+    assert printed[3] == expected_sums(image)[1]
+    assert len(usage) == 1
+    assert owners == [100_000]
+    assert bool(copied) is not ids
