@@ -248,6 +248,7 @@ class FanotifyPlane:
         waited = self._demand(event.fd, inode, event.offset, event.count)
         if (layer := self._layers.get(inode)) is not None:
             self._touches.touch(layer, event.offset, event.count, waited=waited)
+            self._governor.note_read(layer, event.offset, event.count)
 
     def _demand(self, fd: int, inode: int, offset: int, count: int) -> bool:
         """Answer the event behind ``fd`` now or when its bytes are there; tells whether it has to wait."""

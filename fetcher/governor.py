@@ -128,6 +128,15 @@ class Governor:
         queue.add_waiter(numbers, waiter)
         self._pump()
 
+    def note_read(self, layer: Layer, offset: int, count: int) -> None:
+        """Bytes of a layer are read now, present or not: a sequential reader is fed ahead."""
+        queue = self._queues.get(layer.digest)
+        if queue is None or not count:
+            return
+        numbers = layer.frames.covering(offset, min(offset + count, layer.frames.tar_size))
+        if numbers and queue.note_read(numbers[0], numbers[-1]):
+            self._pump()
+
     def prefetch(self, wanted: Iterable[tuple[Layer, int]]) -> None:
         """Frames that will be needed soon, in that order, behind all faults and before all filling."""
         for layer, number in wanted:
@@ -171,7 +180,9 @@ class Governor:
     def _next_fault(self) -> Run | None:
         now = time.monotonic()
         for digest, queue in self._queues.items():
-            if self._blocked_until.get(digest, 0.0) <= now and (run := queue.take_fault_run()):
+            if self._blocked_until.get(digest, 0.0) <= now and (
+                run := queue.take_fault_run() or queue.take_ahead_run()
+            ):
                 return run
         return None
 

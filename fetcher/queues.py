@@ -52,12 +52,17 @@ class Waiter:
     missing: set[int] = field(default_factory=set)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reader:
-    """A sequential reader, recognised by where it will fault next, and how far it is fed ahead."""
+    """Something that reads a layer from front to back, as far as it has shown.
 
-    next_frame: int
-    window_bytes: int
+    Frames [start, front) were fetched for it. Once it is known to be sequential, ``window_bytes`` is how much is
+    fetched ahead of it at a time, before it asks.
+    """
+
+    start: int
+    front: int
+    window_bytes: int = 0
 
 
 class LayerQueue:
@@ -74,6 +79,7 @@ class LayerQueue:
         self._hints: deque[int] = deque(maxlen=64)
         self._fill_from = 0
         self._readers: deque[Reader] = deque(maxlen=READERS)
+        self._ahead: dict[int, Reader] = {}
 
     def add_waiter(self, numbers: Iterable[int], waiter: Waiter) -> None:
         """A reader needs these absent frames."""
@@ -105,23 +111,59 @@ class LayerQueue:
             del self._faults[number]
             if number in self.layer.present:
                 continue
-            run = self._extend(number, self._window_for(number), Priority.FAULT)
-            self._readers.append(Reader(run.frames[-1].number + 1, max(run.size, self._window_of(number))))
-            self._hints.append(run.frames[-1].number + 1)
+            reader = self._reader_at(number)
+            run = self._extend(number, reader.window_bytes, Priority.FAULT)
+            reader.start, reader.front = number, run.frames[-1].number + 1
+            self._hints.append(reader.front)
             return run
         return None
 
-    def _window_of(self, number: int) -> int:
-        return next((reader.window_bytes for reader in self._readers if reader.next_frame == number), 0)
-
-    def _window_for(self, number: int) -> int:
-        """Bytes to fetch from ``number`` on: doubled each time a reader faults exactly where it was expected."""
+    def _reader_at(self, number: int) -> Reader:
+        """Whose fault this is: a known reader's, which is sequential then, or a new one's."""
         for reader in self._readers:
-            if reader.next_frame == number:
-                self._readers.remove(reader)
-                doubled = max(2 * reader.window_bytes, self.layer.frames[number].length * 2)
-                return min(doubled, self.config.readahead_bytes)
-        return 0
+            if reader.front == number:
+                self._widen(reader)
+                return reader
+        reader = Reader(number, number)
+        self._readers.append(reader)
+        return reader
+
+    def _widen(self, reader: Reader) -> None:
+        least = self.layer.frames[reader.start].length
+        reader.window_bytes = min(max(2 * reader.window_bytes, 2 * least), self.config.readahead_bytes)
+
+    def note_read(self, first: int, last: int) -> bool:
+        """Frames [first, last] are read now; tells whether their reader has come so far that it wants more ahead."""
+        for reader in self._readers:
+            if not reader.start <= first < reader.front or not reader.window_bytes:
+                continue
+            if (
+                reader.front < len(self.layer.frames)
+                and self._bytes_between(last, reader.front) < reader.window_bytes / 2
+            ):
+                reader.start = first
+                self._ahead[id(reader)] = reader
+                return True
+        return False
+
+    def _bytes_between(self, first: int, last: int) -> int:
+        frames = self.layer.frames
+        return frames[last].offset - frames[min(first, last)].offset
+
+    def take_ahead_run(self) -> Run | None:
+        """The next window of a sequential reader."""
+        while self._ahead:
+            _, reader = self._ahead.popitem()
+            number = self.layer.present.first_absent(reader.front)
+            while number < len(self.layer.frames) and number in self.inflight:
+                number += 1
+            reader.front = number
+            if number < len(self.layer.frames) and self._free(number):
+                self._widen(reader)
+                run = self._extend(number, reader.window_bytes, Priority.FAULT)
+                reader.front = run.frames[-1].number + 1
+                return run
+        return None
 
     def take_hint_run(self) -> Run | None:
         """A stretch behind a recent fault, the latest first."""
