@@ -1,4 +1,4 @@
-"""What the daemon tells about itself: HTTP on a unix socket, `GET /v1/status` (JSON) and `GET /metrics` (Prometheus)."""
+"""What the daemon tells about itself, over HTTP on a unix socket: `/v1/status` (JSON) and `/metrics` (Prometheus)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fetcher.model import FetcherStatus
+from snapshotter.calls import CallLog
 from snapshotter.core import Snapshotter
 from snapshotter.model import Info
 
@@ -28,8 +29,9 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class Admin:
     """The handlers. `fetcher_status` is None where there are no lazy layers."""
 
-    def __init__(self, core: Snapshotter, fetcher_status: StatusSource | None) -> None:
+    def __init__(self, core: Snapshotter, calls: CallLog, fetcher_status: StatusSource | None) -> None:
         self._core = core
+        self._calls = calls
         self._fetcher_status = fetcher_status
 
     def application(self) -> web.Application:
@@ -49,7 +51,8 @@ class Admin:
     async def metrics(self, request: web.Request) -> web.Response:
         status = None if self._fetcher_status is None else self._fetcher_status()
         registry = CollectorRegistry()
-        registry.register(_Families([*_snapshot_metrics(await self._core.walk()), *_fetcher_metrics(status)]))
+        snapshots = _snapshot_metrics(await self._core.walk())
+        registry.register(_Families([*snapshots, *_call_metrics(self._calls), *_fetcher_metrics(status)]))
         ProcessCollector(registry=registry)
         return web.Response(body=generate_latest(registry), headers={"Content-Type": METRICS_TYPE})
 
@@ -60,7 +63,7 @@ async def serve(admin: Admin, socket: Path) -> AsyncIterator[None]:
     runner = web.AppRunner(admin.application(), access_log=None)
     await runner.setup()
     try:
-        socket.unlink(missing_ok=True)
+        unlink(socket)
         mask = os.umask(0o177)
         try:
             await web.UnixSite(runner, str(socket)).start()
@@ -69,7 +72,12 @@ async def serve(admin: Admin, socket: Path) -> AsyncIterator[None]:
         yield
     finally:
         await runner.cleanup()
-        socket.unlink(missing_ok=True)
+        unlink(socket)
+
+
+def unlink(path: Path) -> None:
+    """Remove a socket file that may be gone; too quick to be worth a thread."""
+    path.unlink(missing_ok=True)
 
 
 def _snapshot(info: Info) -> dict[str, Any]:
@@ -101,6 +109,16 @@ def _snapshot_metrics(infos: Iterable[Info]) -> Iterator[Metric]:
     for kind in ("view", "active", "committed"):
         family.add_metric([kind], counts[kind])
     yield family
+
+
+def _call_metrics(calls: CallLog) -> Iterator[Metric]:
+    labels = ["method", "status"]
+    counts = CounterMetricFamily("fastpull_calls", "Calls of the snapshots service.", labels=labels)
+    seconds = CounterMetricFamily("fastpull_call_seconds", "How long they took, summed.", labels=labels)
+    for key, stats in calls.stats.items():
+        counts.add_metric(key, stats.count)
+        seconds.add_metric(key, stats.seconds)
+    yield from (counts, seconds)
 
 
 def _fetcher_metrics(status: FetcherStatus | None) -> Iterator[Metric]:

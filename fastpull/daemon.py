@@ -25,6 +25,7 @@ from fastpull.config import DATA_PLANES, LOG_LEVELS, ConfigError, DaemonConfig, 
 from fastpull.registry_hosts import RegistryHosts
 from fetcher.node import Fetcher
 from snapshotter import service
+from snapshotter.calls import CallLog
 from snapshotter.containerd import Containerd
 from snapshotter.core import Snapshotter
 from snapshotter.database import Database
@@ -122,16 +123,16 @@ async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
     mounted = [] if status is None else [layer.digest for layer in status().layers if layer.mounted]
     await core.start(mounted)
     stack.push_async_callback(core.stop)
-    await stack.enter_async_context(serve_grpc(core, config.socket))
-    await stack.enter_async_context(admin.serve(admin.Admin(core, status), config.admin_socket))
+    calls = await stack.enter_async_context(serve_grpc(core, config.socket))
+    await stack.enter_async_context(admin.serve(admin.Admin(core, calls, status), config.admin_socket))
 
 
 @contextlib.asynccontextmanager
-async def serve_grpc(core: Snapshotter, path: Path) -> AsyncIterator[None]:
+async def serve_grpc(core: Snapshotter, path: Path) -> AsyncIterator[CallLog]:
     """Answer on the unix socket `path`, mode 0600. What a dead daemon left there is replaced, a live one is not."""
     replace_socket(path)
     server = grpc.aio.server()
-    service.add_to_server(core, server)
+    calls = service.add_to_server(core, server)
     mask = os.umask(0o177)
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -139,7 +140,7 @@ async def serve_grpc(core: Snapshotter, path: Path) -> AsyncIterator[None]:
     finally:
         os.umask(mask)
     try:
-        yield
+        yield calls
     finally:
         await server.stop(GRACE_S)
         admin.unlink(path)

@@ -15,6 +15,7 @@ from grpc.aio import ServicerContext
 
 from snapshotter._pb import mount_pb2, snapshots_pb2_grpc
 from snapshotter._pb import snapshots_pb2 as pb
+from snapshotter.calls import CallLog, Outcome
 from snapshotter.core import Snapshotter
 from snapshotter.errors import SnapshotError, grpc_status
 from snapshotter.model import Info, Kind, Mount, SnapshotKey
@@ -33,32 +34,42 @@ Reply = TypeVar("Reply")
 Context = ServicerContext[Any, Any]
 
 
-async def _fail(context: Context, method: str, exc: Exception) -> NoReturn:
+async def _fail(context: Context, method: str, exc: Exception, outcome: Outcome) -> NoReturn:
     """End the call with the status of `exc`. What is not foreseen is a bug: logged with its traceback."""
-    status = grpc_status(exc)
+    outcome.status = grpc_status(exc)
     if not isinstance(exc, SnapshotError):
-        log.error("call_failed", method=method, status=status.name, exc_info=exc)
-    await context.abort(status, str(exc) or type(exc).__name__)
+        log.error("call_failed", method=method, status=outcome.status.name, exc_info=exc)
+    await context.abort(outcome.status, str(exc) or type(exc).__name__)
 
 
 def _mapped(
     method: Callable[[Any, Request, Context], Awaitable[Reply]],
 ) -> Callable[[Any, Request, Context], Awaitable[Reply]]:
     @functools.wraps(method)
-    async def call(self: object, request: Request, context: Context) -> Reply:
-        try:
-            return await method(self, request, context)
-        except Exception as exc:
-            await _fail(context, method.__name__, exc)
+    async def call(self: SnapshotService, request: Request, context: Context) -> Reply:
+        with self.calls.call(method.__name__, _subject(request)) as outcome:
+            try:
+                reply = await method(self, request, context)
+            except Exception as exc:
+                await _fail(context, method.__name__, exc, outcome)
+            outcome.status = grpc.StatusCode.OK
+            return reply
 
     return call
+
+
+def _subject(request: object) -> str:
+    """The snapshot a request is about, by whatever field it names it."""
+    info = getattr(request, "info", None)
+    return str(getattr(request, "key", "") or getattr(info, "name", ""))
 
 
 class SnapshotService(snapshots_pb2_grpc.SnapshotsServicer):
     """`containerd.services.snapshots.v1.Snapshots`. The field `snapshotter`, the client's name for us, is not read."""
 
-    def __init__(self, core: Snapshotter) -> None:
+    def __init__(self, core: Snapshotter, calls: CallLog) -> None:
         self._core = core
+        self.calls = calls
 
     @_mapped
     async def Prepare(self, request: pb.PrepareSnapshotRequest, context: Context) -> pb.PrepareSnapshotResponse:
@@ -102,12 +113,14 @@ class SnapshotService(snapshots_pb2_grpc.SnapshotsServicer):
         return pb.UpdateSnapshotResponse(info=encode_info(info))
 
     async def List(self, request: pb.ListSnapshotsRequest, context: Context) -> AsyncIterator[pb.ListSnapshotsResponse]:
-        try:
-            infos = await self._core.walk(request.filters)
-        except Exception as exc:
-            await _fail(context, "List", exc)
-        for start in range(0, len(infos), LIST_CHUNK):
-            yield pb.ListSnapshotsResponse(info=map(encode_info, infos[start : start + LIST_CHUNK]))
+        with self.calls.call("List", ",".join(request.filters)) as outcome:
+            try:
+                infos = await self._core.walk(request.filters)
+            except Exception as exc:
+                await _fail(context, "List", exc, outcome)
+            for start in range(0, len(infos), LIST_CHUNK):
+                yield pb.ListSnapshotsResponse(info=map(encode_info, infos[start : start + LIST_CHUNK]))
+            outcome.status = grpc.StatusCode.OK
 
     @_mapped
     async def Usage(self, request: pb.UsageRequest, context: Context) -> pb.UsageResponse:
@@ -160,6 +173,8 @@ def _timestamp(nanoseconds: int) -> Timestamp:
     return Timestamp(seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000)
 
 
-def add_to_server(core: Snapshotter, server: grpc.aio.Server) -> None:
-    """Register the service. (The generated function is not typed.)"""
-    snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotService(core), server)
+def add_to_server(core: Snapshotter, server: grpc.aio.Server) -> CallLog:
+    """Register the service; gives what will be known of its calls."""
+    calls = CallLog()
+    snapshots_pb2_grpc.add_SnapshotsServicer_to_server(SnapshotService(core, calls), server)
+    return calls

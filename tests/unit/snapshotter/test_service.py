@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -13,9 +14,10 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from snapshotter import service
 from snapshotter._pb import snapshots_pb2 as pb
 from snapshotter._pb.snapshots_pb2_grpc import SnapshotsStub
+from snapshotter.calls import CallLog
 from snapshotter.core import Snapshotter
 from snapshotter.model import SNAPSHOT_REF, Layout
-from snapshotter.service import LIST_CHUNK, key_namespace
+from snapshotter.service import LIST_CHUNK, SnapshotService, key_namespace
 from tests.unit.snapshotter.layer_directories import DirectoryLayers, layer_ref
 
 if TYPE_CHECKING:  # the generated stubs have this name for the type checker only
@@ -122,6 +124,31 @@ async def test_a_long_list_comes_in_pieces(client: SnapshotsAsyncStub) -> None:
     async for reply in client.List(pb.ListSnapshotsRequest()):
         for info in reply.info[:3]:
             assert (await client.Stat(pb.StatSnapshotRequest(key=info.name))).info == info
+
+
+async def test_calls_are_counted_by_how_they_ended(core: Snapshotter) -> None:
+    calls = CallLog()
+    served = SnapshotService(core, calls)
+
+    class Context:
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            raise grpc.aio.AbortError(code, details)
+
+    context: Any = Context()
+    await served.Prepare(pb.PrepareSnapshotRequest(key="k"), context)
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AbortError):
+            await served.Prepare(pb.PrepareSnapshotRequest(key="k"), context)
+    task = asyncio.ensure_future(served.Cleanup(pb.CleanupRequest(), context))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    counted = {key: stats.count for key, stats in calls.stats.items()}
+    assert counted == {("Prepare", "OK"): 1, ("Prepare", "ALREADY_EXISTS"): 2, ("Cleanup", "CANCELLED"): 1}
+    assert calls.stats["Prepare", "OK"].seconds > 0
 
 
 @pytest.mark.parametrize(
