@@ -36,6 +36,7 @@ def base() -> Image:
         entry(b"link", LNK, target=b"target"),
         entry(b"long", LNK, target=b"t" * 4090),
         entry(b"long2", LNK, target=b"t" * 4090),
+        entry(b"solo", size=1, data_offset=10 * BLOCK),
         entry(b"pad", size=1, data_offset=9 * BLOCK, xattrs={b"user.a": b""}),
         *(entry(b"plain/%03d" % n + b"x" * 97) for n in range(36)),
         entry(b"null", stat.S_IFCHR | 0o666, rdev=(1, 3)),
@@ -167,7 +168,7 @@ ATTACKS: dict[str, Callable[[Image], Image]] = {
     "no gid": lambda i: i.set_inode(b"empty", i_gid=0xFFFFFFFF),
     "number": lambda i: i.set_inode(b"empty", i_ino=10**6),
     "number 0": lambda i: i.set_inode(b"empty", i_ino=0),
-    "inode ends with the image, its chunk index is beyond": lambda i: move(i, b"a", 64, i.append(b"") + BLOCK - 64),
+    "inode ends with the image, its chunk index is beyond": lambda i: move(i, b"solo", 64, i.append(b"") + BLOCK - 64),
     # files
     "chunk of the metadata": lambda i: chunk(i, b"a", 0, 0, 1),
     "chunk of a second device": lambda i: chunk(i, b"a", 0, 2, 1),
@@ -253,6 +254,33 @@ def test_hostile_image(name: str) -> None:
     if name != "device of another size":  # read_metadata knows no other size than the image's own
         with pytest.raises(FormatError, match="EROFS"):
             list(read_metadata(image))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("root is its own child", "two names"),
+        ("directory with two names", "two names"),
+        ("fifo named as a directory", "is none"),
+        ("only a dot", "directory without"),
+        ("inode before the inode area", "outside the image"),
+        ("inode ends with the image, its chunk index is beyond", "beyond the image"),
+        ("directory blocks beyond", "beyond the image"),
+        ("symlink across a block at the end", "crosses a block"),
+        ("symlinks in the same block", "share byte"),
+        ("chunks that overlap", "share block"),
+        ("chunk beyond the tar", "not inside the tar"),
+        ("chunked directory", "chunked"),
+        ("name offset beyond", "name offset"),
+        ("attribute prefix", "unknown prefix"),
+        ("one more inode", "inodes stated"),
+        ("bytes that belong to nothing", "belong to nothing"),
+    ],
+)
+def test_reason(name: str, reason: str) -> None:
+    """Where several checks would refuse an image, the one that is meant for it does, and says so."""
+    with pytest.raises(FormatError, match=reason):
+        validate_metadata(ATTACKS[name](base()).data, device_bytes=DEVICE_BYTES)
 
 
 def test_checksum_is_checked() -> None:
