@@ -28,7 +28,7 @@ from snapshotter import service
 from snapshotter.calls import CallLog
 from snapshotter.containerd import Containerd
 from snapshotter.core import Snapshotter
-from snapshotter.database import Database
+from snapshotter.database import Database, DatabaseUnusable
 from snapshotter.model import Layout
 from snapshotter.mounts import MountOptions
 from snapshotter.probe import overlay_options
@@ -106,11 +106,12 @@ async def run(config: DaemonConfig) -> None:
 async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
     """Start the parts, innermost first; none of them needs the network or containerd."""
     layout = Layout(config.root)
-    database = await stack.enter_async_context(Database(layout.database))
+    try:
+        database = await stack.enter_async_context(Database(layout.database))
+    except DatabaseUnusable as exc:
+        raise StartError(str(exc)) from exc
     containerd = await stack.enter_async_context(Containerd(str(config.containerd_address)))
-    fetcher = None
-    if config.fetcher.data_plane != "none":
-        fetcher = await stack.enter_async_context(Fetcher(config.fetcher))
+    fetcher = await start_fetcher(config, stack)
     provider: LayerProvider = NoLayers() if fetcher is None else fetcher
     core = Snapshotter(
         layout=layout,
@@ -125,6 +126,16 @@ async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
     stack.push_async_callback(core.stop)
     calls = await stack.enter_async_context(serve_grpc(core, config.socket))
     await stack.enter_async_context(admin.serve(admin.Admin(core, calls, status), config.admin_socket))
+
+
+async def start_fetcher(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> Fetcher | None:
+    """None for the data plane `none`. Raises StartError where the plane that was asked for can not work."""
+    if config.fetcher.data_plane == "none":
+        return None
+    try:
+        return await stack.enter_async_context(Fetcher(config.fetcher))
+    except OSError as exc:
+        raise StartError(f"data plane {config.fetcher.data_plane} can not start: {exc}") from exc
 
 
 @contextlib.asynccontextmanager

@@ -53,6 +53,10 @@ CREATE INDEX labels_value ON labels (key, value);
 """
 
 
+class DatabaseUnusable(Exception):
+    """The file is no database of ours, damaged, or of a newer release; one line that names it."""
+
+
 class Database:
     """Async context manager. `read` and `write` run a function of a `Transaction` on the database's thread."""
 
@@ -98,15 +102,22 @@ class Database:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open or create the database. Raises RuntimeError for one that a newer release wrote."""
+    """Open or create the database. Raises DatabaseUnusable."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
+    try:
+        _prepare(connection)
+    except (sqlite3.DatabaseError, DatabaseUnusable) as exc:
+        connection.close()
+        raise DatabaseUnusable(f"{path}: {exc}") from exc
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
         connection.execute(f"PRAGMA {pragma}")
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
-        connection.close()
-        raise RuntimeError(f"{path} was written by a newer release (schema {version}, this one knows {VERSION})")
+        raise DatabaseUnusable(f"written by a newer release (schema {version}, this one knows {VERSION})")
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
-    return connection

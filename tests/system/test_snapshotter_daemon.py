@@ -104,6 +104,13 @@ def test_a_wrong_configuration_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "metadata.db").write_bytes(b"x" * 10_000)
+    code, told = refused(command(tmp_path / "root", tmp_path / "run"))
+    assert (code, told) == (1, f"fastpull-snapshotter: {tmp_path}/root/metadata.db: file is not a database\n")
+
+
 def test_a_killed_daemons_socket_is_replaced(tmp_path: Path) -> None:
     with started(tmp_path) as daemon:
         daemon.kill()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from layerformat.digest import Digest
-from snapshotter.database import VERSION, Database, connect
+from snapshotter.database import VERSION, Database, DatabaseUnusable, connect
 from snapshotter.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, SnapshotError
 from snapshotter.filters import parse_filters
 from snapshotter.model import Kind, Member, SnapshotKey, Usage
@@ -233,5 +233,12 @@ def test_a_database_of_a_newer_release_is_not_touched(tmp_path: Path) -> None:
     connection = connect(path)
     connection.execute(f"PRAGMA user_version={VERSION + 1}")
     connection.close()
-    with pytest.raises(RuntimeError, match="newer release"):
+    with pytest.raises(DatabaseUnusable, match=r"metadata\.db: written by a newer release"):
         connect(path)
+
+
+def test_what_is_no_database_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "metadata.db").write_bytes(b"precious" * 1000)
+    with pytest.raises(DatabaseUnusable, match=r"metadata\.db: file is not a database"):
+        connect(tmp_path / "metadata.db")
+    assert (tmp_path / "metadata.db").read_bytes() == b"precious" * 1000
