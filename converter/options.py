@@ -84,8 +84,7 @@ class ConvertOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerResult:
-    """What became of one layer. Sizes are bytes of the blobs; `action` is converted, reused, copied, mounted or kept.
-    """
+    """What became of one layer. Sizes are bytes of the blobs; `action`: converted, reused, copied, mounted, kept."""
 
     source: Digest
     digest: Digest

@@ -39,8 +39,7 @@ _Frames = asyncio.Queue[asyncio.Future[CompressedFrame] | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenLayer:
-    """A converted layer at the destination, and its entries. `inherits`: whether it took attributes from lower layers.
-    """
+    """A converted layer at the destination, and its entries. `inherits`: it took attributes from lower layers."""
 
     ref: LayerRef
     entries: tuple[Entry, ...]

@@ -79,7 +79,7 @@ class LayerTree:
     def __init__(self) -> None:
         self._nodes: dict[bytes, _Inode] = {}
         self._aufs: dict[bytes, _Inode] = {}
-        self._implied: set[bytes] = set()
+        self._implied: dict[bytes, int] = {}  # path -> gid
         self._opaque: set[bytes] = set()
         self._whiteouts: dict[bytes, _Whiteout] = {}
         self._has_symlinks = False
@@ -87,7 +87,7 @@ class LayerTree:
     @property
     def implied(self) -> set[bytes]:
         """Directories that entries are in but that have no entry of their own."""
-        return self._implied - self._nodes.keys()
+        return self._implied.keys() - self._nodes.keys()
 
     def add(self, member: Member) -> None:
         """Extract one entry."""
@@ -147,8 +147,13 @@ class LayerTree:
                 return
             if directory in self._implied:
                 return
-            self._implied.add(directory)
-            directory = _parent(directory)
+            directory, made = _parent(directory), directory
+            self._implied[made] = self._inherited_gid(directory)
+
+    def _inherited_gid(self, parent: bytes) -> int:
+        """Group of a directory made in `parent`: mkdir(2) takes that of a set-group-ID parent."""
+        node = self._nodes.get(parent)
+        return node.gid if node is not None and node.mode & stat.S_ISGID else 0
 
     def _white_out(self, directory: bytes, base: bytes, member: Member) -> None:
         if base in (b"", b".", b".."):
@@ -204,7 +209,8 @@ class LayerTree:
         for table in (self._nodes, self._whiteouts):
             for name in [name for name in table if name.startswith(prefix)]:
                 del table[name]
-        self._implied = {name for name in self._implied if name != path and not name.startswith(prefix)}
+        for name in [name for name in self._implied if name == path or name.startswith(prefix)]:
+            del self._implied[name]
         self._opaque = {name for name in self._opaque if name != path and not name.startswith(prefix)}
 
     def entries(self, inherited: Mapping[bytes, Entry] | None = None) -> list[Entry]:
@@ -237,7 +243,7 @@ class LayerTree:
                     path=path,
                     mode=lower.mode if lower else stat.S_IFDIR | 0o755,
                     uid=lower.uid if lower else 0,
-                    gid=lower.gid if lower else 0,
+                    gid=lower.gid if lower else self._implied.get(path, 0),
                     mtime_ns=lower.mtime_ns if lower else 0,
                     xattrs={**(lower.xattrs if lower else {}), **(_OPAQUE if path in opaque else {})},
                 )

@@ -169,6 +169,12 @@ def test_attributes_that_an_extractor_would_not_set_are_left_out() -> None:
     assert found[b"p"].xattrs == {b"security.capability": b"c"}
 
 
+def test_a_directory_made_in_a_set_group_id_directory_has_its_group() -> None:
+    found = entries(folder(b"d", mode=0o2755, gid=80), make(b"d/new/deeper/f"))
+    assert (found[b"d/new"].gid, found[b"d/new"].mode) == (80, stat.S_IFDIR | 0o755)
+    assert found[b"d/new/deeper"].gid == 0
+
+
 def test_directories_without_an_entry_take_over_what_is_below() -> None:
     made = tree(make(b"tmp/x/f"), folder(b"etc"), make(b"etc/f"))
     assert made.implied == {b"tmp", b"tmp/x"}
