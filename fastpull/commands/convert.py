@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+import logging
 import sys
 from pathlib import Path
 
 import click
+import structlog
 
 from converter.convert import convert_image
 from converter.cuts import DEFAULT_FRAME_SIZE
@@ -91,12 +93,19 @@ def convert(
     The result is an ordinary OCI image with tar+zstd layers that every runtime can run, and that fastpull starts
     lazily. Of an index, only this machine's platform is converted unless told; the others are kept as they are.
     """
+    _log_to_stderr()
     try:
         options = _options(level, frame_size, jobs, platform, all_platforms, profile)
         result = run_async(_convert(source, destination, options, plain_http, quiet=as_json))
     except ConvertError as problem:
         raise Failure(str(problem), hint=problem.hint, code=ExitCode(problem.exit_code)) from problem
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else summary(result))
+
+
+def _log_to_stderr() -> None:
+    """Standard output is for the result alone; what the registry client retries is of interest only when it fails."""
+    level = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=level, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def _options(
