@@ -128,20 +128,22 @@ async def _follow(
     try:
         async with asyncio.timeout(start.limit_s):
             await _started(log, process, container_id)
-            ready_s = await _ready(start, log, container_id)
+            ready_s = await _ready(start, log, process, container_id)
             gone = await log.wait(container_id, Moment.EXITED) if start.until is Until.COMPLETION else None
     except TimeoutError:
         what = "finish" if start.until is Until.COMPLETION else "become ready"
         message = f"the container did not {what} in {start.limit_s:.0f} s"
         raise Failure(message, hint="--timeout gives it longer", code=ExitCode.NOT_READY) from None
-    since = _Since(log, container_id, requested_s)
+    since, elapsed_s = _Since(log, container_id, requested_s), time.monotonic() - requested_s
+    if gone is not None:
+        await _exits(process, _STOP_GRACE_S)  # it may still be passing on the container's last words
     return Sample(
         container_id=container_id,
         container_created_time=since.event(Moment.CREATED),
         container_start_time=since.event(Moment.STARTED),
         readiness_time=None if ready_s is None else ready_s - requested_s,
         completion_time=None if gone is None else gone.at_s - requested_s,
-        total_elapsed_time=time.monotonic() - requested_s,
+        total_elapsed_time=elapsed_s,
         exit_status=0 if gone is None else gone.exit_status,
     )
 
@@ -186,7 +188,7 @@ async def _started(log: EventLog, process: asyncio.subprocess.Process, container
         raise _nerdctl_failed(status) from None
 
 
-async def _ready(start: Start, log: EventLog, container_id: str) -> float | None:
+async def _ready(start: Start, log: EventLog, process: asyncio.subprocess.Process, container_id: str) -> float | None:
     if start.until is not Until.READINESS:
         return None
     assert start.readiness_endpoint is not None
@@ -195,6 +197,7 @@ async def _ready(start: Start, log: EventLog, container_id: str) -> float | None
     )
     if isinstance(first, float):
         return first
+    await _exits(process, _STOP_GRACE_S)
     message = f"the container ended with status {first.exit_status} before it was ready"
     raise Failure(message, hint="its last lines of output are above", code=ExitCode.NOT_READY)
 

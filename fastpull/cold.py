@@ -3,8 +3,10 @@
 import os
 from pathlib import Path
 
+from fastpull.aio import run_async
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
+from fastpull.local_images import image_present
 from fastpull.nerdctl import Nerdctl
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -22,14 +24,13 @@ def make_cold(nerdctl: Nerdctl, image: str) -> None:
 
 def _remove_image(nerdctl: Nerdctl, image: str) -> None:
     """`rmi` without --force: an image that a container uses stays, and the start would not be cold."""
-    present = nerdctl.call("image", "inspect", "--mode", "native", image)
-    if present.returncode != 0:
+    if not run_async(image_present(nerdctl.address, nerdctl.namespace, image)):
         return
     removed = nerdctl.call("rmi", image, timeout_s=600.0)
     if removed.returncode != 0:
         raise Failure(
-            f"--cold: {image} cannot be removed: {nerdctl.failure('rmi', removed).message}",
-            hint="stop the containers that use it (nerdctl ps -a), or leave --cold out",
+            f"{image} cannot be removed for a cold start: {nerdctl.failure('rmi', removed).message}",
+            hint="stop the containers that use it (nerdctl ps -a); or measure without a cold start",
             code=ExitCode.NOT_PERMITTED,
         )
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
-from fetcher.registry import Descriptor, ProtocolViolation, descriptors
+from fetcher.registry import Descriptor, InvalidReference, ProtocolViolation, Reference, descriptors
 from snapshotter.containerd import Blob, Containerd, ContainerdUnavailable
 
+_UNREACHED = "is containerd running, and is this root?"
 _UNPACKED = "containerd.io/gc.ref.snapshot."
 
 
@@ -35,9 +36,26 @@ async def local_images(address: str, namespace: str) -> list[LocalImage]:
             names = await containerd.image_names(namespace)
             found = [await _image(containerd, namespace, name, digest) for name, digest in names]
         except ContainerdUnavailable as problem:
-            hint = "is containerd running, and is this root?"
-            raise Failure(str(problem), hint=hint, code=ExitCode.UNAVAILABLE) from None
+            raise Failure(str(problem), hint=_UNREACHED, code=ExitCode.UNAVAILABLE) from None
     return [image for image in found if image is not None]
+
+
+async def image_present(address: str, namespace: str, image: str) -> bool:
+    """Whether containerd has an image of that name. Raises Failure where containerd cannot be reached."""
+    async with Containerd(address) as containerd:
+        try:
+            names = [name for name, _ in await containerd.image_names(namespace)]
+        except ContainerdUnavailable as problem:
+            raise Failure(str(problem), hint=_UNREACHED, code=ExitCode.UNAVAILABLE) from None
+    return canonical(image) in names
+
+
+def canonical(image: str) -> str:
+    """An image's name as containerd stores it; what is no reference stays as it is."""
+    try:
+        return str(Reference.parse(image))
+    except InvalidReference:
+        return image
 
 
 async def _image(containerd: Containerd, namespace: str, name: str, digest: str) -> LocalImage | None:

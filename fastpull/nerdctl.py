@@ -244,4 +244,5 @@ def _last_line(text: str) -> str:
 def _plain(line: str) -> str:
     # nerdctl logs in logfmt: time="..." level=fatal msg="what a person wants to read"
     match = re.search(r'msg="((?:[^"\\]|\\.)*)"', line)
-    return match[1].replace('\\"', '"') if match else line.strip()
+    said = match[1].replace('\\"', '"').replace("\\n", " ") if match else line
+    return " ".join(said.split())

@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -164,13 +165,14 @@ def _build(
 
 
 def _step(argv: Sequence[str]) -> None:
-    """Run one step with its output going to ours.
+    """Run one step with its output going to our stderr.
 
     Raises:
         Failure: it failed.
     """
     click.echo(f"+ {shlex.join(argv)}", err=True)
-    status = subprocess.run(argv, check=False).returncode
+    # stdout is for the result: the digest that was pushed.
+    status = subprocess.run(argv, stdout=sys.stderr, check=False).returncode
     if status != 0:
         hint = "its messages are above; nothing was pushed"
         raise Failure(f"{' '.join(argv[:2])} failed with status {status}", hint=hint, code=ExitCode.COMMAND_FAILED)

@@ -18,9 +18,8 @@ from fastpull.amounts import in_bytes, in_rate
 from fastpull.daemon_client import Daemon, ask
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
-from fastpull.local_images import local_images
+from fastpull.local_images import canonical, local_images
 from fastpull.status_view import ImageLines, LayerLine, image_lines, relevant
-from fetcher.registry import InvalidReference, Reference
 
 _REFRESH_S = 0.5
 _PATH = click.Path(path_type=Path)
@@ -77,7 +76,7 @@ def status(
 ) -> None:
     """Show what is local and what is loading; with IMAGE, layer by layer."""
     question = Question(
-        image=_canonical(image),
+        image=None if image is None else canonical(image),
         admin_socket=run_dir / "admin.sock",
         containerd_address=containerd_address,
         namespace=namespace,
@@ -91,16 +90,6 @@ def status(
         click.echo(json.dumps(_document(answer), indent=2))
     else:
         Console().print(_picture(answer, detailed=image is not None))
-
-
-def _canonical(image: str | None) -> str | None:
-    """An image's name as containerd stores it; what is no reference is compared as it is."""
-    if image is None:
-        return None
-    try:
-        return str(Reference.parse(image))
-    except InvalidReference:
-        return image
 
 
 async def _look(question: Question) -> Answer:

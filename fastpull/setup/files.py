@@ -52,6 +52,8 @@ class Transaction:
     def write(self, change: Change) -> None:
         """Write a file atomically, its former self kept aside. Directories are made."""
         self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A symbolic link stays one: what it points to is changed.
+        change = replace(change, path=change.path.resolve())
         record = self._keep(change)
         # Noted before the write: an interruption between the two is rolled back like a finished write.
         self._records.append(record)

@@ -164,7 +164,12 @@ def _look(proof: Proof, namespace: str, chain_id: str) -> None:
 
 
 def _forget(proof: Proof, namespace: str, reference: str) -> None:
+    """Leave nothing: a pull that failed half-way has a lease, and blobs that keep the namespace from being removed."""
     _ctr(proof, namespace, "images", "rm", "--sync", reference)
+    for lease in _ctr(proof, namespace, "leases", "ls", "-q").stdout.split():
+        _ctr(proof, namespace, "leases", "rm", "--sync", lease)
+    for digest in _ctr(proof, namespace, "content", "ls", "-q").stdout.split():
+        _ctr(proof, namespace, "content", "rm", digest)
     _ctr(proof, namespace, "namespaces", "rm", namespace)
 
 
