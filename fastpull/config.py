@@ -1,10 +1,10 @@
 """The daemon's configuration: one TOML file and the command line, parsed once into frozen dataclasses.
 
-    root = "/var/lib/fastpull"            # also: run_dir, address, containerd_address, log_level, remap_ids, registry_hosts
+    root = "/var/lib/fastpull"    # also: run_dir, address, containerd_address, log_level, remap_ids, registry_hosts
 
-    [fetcher]                             # fields of fetcher.FetcherConfig: data_plane, background_fill, ...
-    [fetcher.governor]                    # fields of fetcher.GovernorConfig: streams, fault_streams, ...
-    [registry]                            # fields of fetcher.registry.RegistryConfig: plain_http, certs_dirs, docker_config, ...
+    [fetcher]                     # fields of fetcher.FetcherConfig: data_plane, background_fill, ...
+    [fetcher.governor]            # fields of fetcher.GovernorConfig: streams, fault_streams, ...
+    [registry]                    # fields of fetcher.registry.RegistryConfig: plain_http, certs_dirs, ...
 
 What is not in the file has its default; what is in it and unknown, or of another type, is an error that names it.
 """
@@ -12,6 +12,7 @@ What is not in the file has its default; what is in it and unknown, or of anothe
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 import types
 import typing
@@ -29,6 +30,9 @@ DEFAULT_FILE: Final = Path("/etc/fastpull/config.toml")
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 DATA_PLANES: Final = ("auto", "fanotify", "fuse", "eager", "none")
 """`none`: no lazy layers, every image is pulled in full."""
+
+MAX_SOCKET_BYTES: Final = 107
+"""unix(7): 108 with the terminating zero."""
 
 _IN_MOUNT_OPTIONS: Final = ":,\\"
 """Characters that mean something in overlayfs' options, so the root must not have them."""
@@ -54,7 +58,7 @@ class DaemonConfig:
     remap_ids: bool = False
     """Give id-mapped mounts; has to agree with the capability `remap-ids` in containerd's configuration."""
     registry_hosts: tuple[str, ...] = ()
-    """Registries that are not on the default port, as `host:port`: containerd notes where an image is from without it."""
+    """Registries not on the default port, as `host:port`: containerd notes where an image is from without it."""
     fetcher: FetcherConfig = field(default_factory=lambda: FetcherConfig(registry=RegistryConfig()))
 
     @property
@@ -99,6 +103,9 @@ def _read(path: Path, *, needed: bool) -> dict[str, Any]:
 def _checked(config: DaemonConfig) -> DaemonConfig:
     if not config.root.is_absolute() or any(character in str(config.root) for character in _IN_MOUNT_OPTIONS):
         raise ConfigError(f"root: {config.root} must be absolute and without any of {_IN_MOUNT_OPTIONS}")
+    for socket in (config.socket, config.admin_socket):
+        if len(os.fsencode(socket)) > MAX_SOCKET_BYTES:
+            raise ConfigError(f"{socket}: a unix socket's path has at most {MAX_SOCKET_BYTES} bytes")
     if config.log_level not in LOG_LEVELS:
         raise ConfigError(f"log_level: {config.log_level!r} is none of {', '.join(LOG_LEVELS)}")
     if config.fetcher.data_plane not in DATA_PLANES:

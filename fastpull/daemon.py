@@ -91,8 +91,7 @@ async def run(config: DaemonConfig) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    for directory in (config.root, config.root / "snapshots", config.run_dir, config.socket.parent):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directories(config)
     with only_one(config.root):
         async with contextlib.AsyncExitStack() as stack:
             await start(config, stack)
@@ -101,6 +100,15 @@ async def run(config: DaemonConfig) -> None:
             await stopping.wait()
             notify("STOPPING=1")
             log.info("daemon_stopping")
+
+
+def make_directories(config: DaemonConfig) -> None:
+    """Raises StartError."""
+    for directory in (config.root, config.root / "snapshots", config.run_dir, config.socket.parent):
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise StartError(f"{directory} can not be made: {exc.strerror}") from exc
 
 
 async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
@@ -118,7 +126,9 @@ async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
         database=database,
         provider=provider,
         resolver=ImageResolver(containerd, RegistryHosts(config).names),
-        options=MountOptions(overlay=await asyncio.to_thread(overlay_options, config.root), remap_ids=config.remap_ids),
+        options=MountOptions(
+            overlay=await asyncio.to_thread(overlay_options, layout.snapshots), remap_ids=config.remap_ids
+        ),
     )
     status = None if fetcher is None else fetcher.status
     mounted = [] if status is None else [layer.digest for layer in status().layers if layer.mounted]
@@ -148,6 +158,8 @@ async def serve_grpc(core: Snapshotter, path: Path) -> AsyncIterator[CallLog]:
     try:
         server.add_insecure_port(f"unix:{path}")
         await server.start()
+    except RuntimeError as exc:
+        raise StartError(f"{path} can not be served: {exc}") from exc
     finally:
         os.umask(mask)
     try:

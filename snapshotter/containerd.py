@@ -48,6 +48,9 @@ class Containerd:
             ("grpc.max_receive_message_length", 2 * MAX_MANIFEST_BYTES),
             # Else a name like "unix:" path becomes the authority, which containerd's HTTP/2 server refuses.
             ("grpc.default_authority", "localhost"),
+            # By itself it would wait up to two minutes before it dials a containerd that was down.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=options)
         self._content = content_pb2_grpc.ContentStub(self._channel)

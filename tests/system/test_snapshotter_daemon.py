@@ -104,6 +104,12 @@ def test_a_wrong_configuration_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
 
 
+def test_places_that_can_not_be_are_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, told = refused(command(tmp_path / "file" / "root", tmp_path / "run"))
+    assert (code, told) == (1, f"fastpull-snapshotter: {tmp_path}/file/root can not be made: Not a directory\n")
+
+
 def test_a_damaged_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "metadata.db").write_bytes(b"x" * 10_000)

@@ -67,6 +67,8 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
         ("root = 'relative'", "root: relative must be absolute"),
         ("root = '/a:b'", "root: /a:b must be absolute"),
         ("root = '/a,b'", "without any of"),
+        (f"address = '/{'x' * 107}'", "at most 107 bytes"),
+        (f"run_dir = '/{'x' * 100}'", "at most 107 bytes"),
         ("log_level = 'loud'", "log_level: 'loud' is none of"),
         ("[fetcher]\ndata_plane = 'x'", r"fetcher\.data_plane: 'x' is none of"),
         ("= 1", r"c\.toml: "),

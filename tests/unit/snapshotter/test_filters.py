@@ -1,8 +1,12 @@
 """containerd's filter grammar: what matches, and what is refused."""
 
+import contextlib
+import json
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snapshotter.errors import InvalidArgument
 from snapshotter.filters import parse_filters
@@ -98,6 +102,19 @@ def test_matches(texts: list[str], expected: bool) -> None:
 def test_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match=r"position|illegal"):
         parse_filters(["kind==active", text])
+
+
+@given(st.text(alphabet='ab._"/|\\,=!~ \n0x7u\0\ufffd', max_size=30))
+def test_whatever_is_sent_is_parsed_or_refused(text: str) -> None:
+    with contextlib.suppress(InvalidArgument):
+        parse_filters([text]).matches(field)
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\ufffd")))
+def test_a_quoted_value_is_what_was_quoted(value: str) -> None:
+    # Without escaped surrogates, a JSON string is a Go string.
+    [[selector]] = parse_filters([f"labels.x=={json.dumps(value, ensure_ascii=False)}"]).alternatives
+    assert selector.value == value
 
 
 def test_bytes_that_are_not_text_match_nothing_that_is() -> None:
