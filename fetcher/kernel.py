@@ -60,8 +60,8 @@ FAN_NOFD = -1
 FAN_EVENT_INFO_TYPE_RANGE = 6
 FANOTIFY_METADATA_VERSION = 3
 
-# include/uapi/linux/fs.h: _IOW(0x94, 9, int)
-FICLONE = 0x4004_9409
+# include/uapi/linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
+FICLONERANGE = 0x4020_940D
 # include/uapi/linux/falloc.h
 FALLOC_FL_KEEP_SIZE = 0x1
 FALLOC_FL_PUNCH_HOLE = 0x2
@@ -74,6 +74,8 @@ EVENT_METADATA = struct.Struct("<IBBHQii")
 EVENT_INFO_RANGE = struct.Struct("<BBHIQQ")
 #: struct fanotify_response: fd, response
 RESPONSE = struct.Struct("<iI")
+#: struct file_clone_range: src_fd, src_offset, src_length, dest_offset
+FILE_CLONE_RANGE = struct.Struct("<qQQQ")
 assert (EVENT_METADATA.size, EVENT_INFO_RANGE.size, RESPONSE.size) == (24, 24, 8)
 
 libc.mount.argtypes = (c_char_p, c_char_p, c_char_p, ctypes.c_ulong, c_char_p)
@@ -86,6 +88,8 @@ libc.fanotify_mark.argtypes = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, cty
 libc.fanotify_mark.restype = ctypes.c_int
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 libc.fallocate.restype = ctypes.c_int
+libc.syncfs.argtypes = (ctypes.c_int,)
+libc.syncfs.restype = ctypes.c_int
 libc.syscall.restype = ctypes.c_long
 
 
@@ -230,9 +234,30 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     _checked(libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))
 
 
-def reflink(source: int, destination: int) -> None:
-    """Share all of a file's blocks with another (FICLONE); OSError where the file system cannot."""
-    fcntl.ioctl(destination, FICLONE, source)
+def clone_range(source: int, source_offset: int, destination: int, destination_offset: int, length: int) -> None:
+    """Share blocks between two files (FICLONERANGE); OSError where the file system cannot."""
+    fcntl.ioctl(destination, FICLONERANGE, FILE_CLONE_RANGE.pack(source, source_offset, length, destination_offset))
+
+
+def has_other_opens(path: Path) -> bool:
+    """Whether anything has a file open: a process, or a file system mounted from it, even where no path shows it.
+
+    A write lease is granted only to a file's sole opener (fcntl(2), F_SETLEASE).
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def syncfs(fd: int) -> None:
+    """Have the disk hold everything that was written to the file system behind ``fd``."""
+    _checked(libc.syncfs(fd))
 
 
 def mounts_below(directory: Path) -> list[tuple[Path, str]]:

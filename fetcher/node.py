@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import structlog
 
-from fetcher.fanotify import FanotifyPlane
+from fetcher import kernel, planes
+from fetcher.cache import Candidate, choose_evictions
 from fetcher.governor import Governor
 from fetcher.layer import Layer, directory_name
 from fetcher.model import (
@@ -54,7 +56,7 @@ class Fetcher:
         self.touches = TouchLog()
         self.client = RegistryClient(config.registry)
         self.governor = Governor(self.client, config.governor, on_complete=self._frames_complete)
-        self.plane: DataPlane = FanotifyPlane(self.governor, config.run / "keeper.sock", self.touches)
+        self.plane: DataPlane  # chosen on entering
 
     @property
     def _layers_dir(self) -> Path:
@@ -65,6 +67,8 @@ class Fetcher:
         async with AsyncExitStack() as stack:
             layers = await asyncio.to_thread(self._load_layers)
             self._layers = {layer.digest: layer for layer in layers}
+            plane = await asyncio.to_thread(planes.select, self._config)
+            self.plane = planes.build(plane, self._config, self.governor, self.touches)
             await stack.enter_async_context(self.governor)
             stack.push_async_callback(self._close_layers)
             await self.plane.start(layers)
@@ -179,6 +183,7 @@ class Fetcher:
                 return
             layer.open_for_filling()
             self.governor.add(layer)
+            await asyncio.to_thread(self.governor.shared.look_up, layer, list(self._layers.values()))
             if self._config.background_fill:
                 layer.state = LayerState.FILLING
                 self.governor.fill(layer)
@@ -201,9 +206,46 @@ class Fetcher:
             await self.governor.drop(digest)
             if layer.state is LayerState.FILLING:
                 layer.state = LayerState.IDLE
+            await asyncio.to_thread(layer.note_use)
+        await self.trim_cache()
+
+    async def trim_cache(self) -> list[Digest]:
+        """Evict released layers, the longest unused first, as far as the limits ask; returns which went."""
+        candidates, free_bytes = await asyncio.to_thread(self._cache_view)
+        evicted = []
+        for digest in choose_evictions(candidates, self._config.cache, free_bytes):
+            with suppress(LayerUnavailable):
+                await self.evict(Digest(digest))
+                evicted.append(Digest(digest))
+        return evicted
+
+    async def clear_cache(self) -> list[Digest]:
+        """Evict every layer that no snapshot uses; returns which went."""
+        evicted = []
+        for digest in [digest for digest in self._layers if digest not in self._retained]:
+            with suppress(LayerUnavailable):
+                await self.evict(digest)
+                evicted.append(digest)
+        return evicted
+
+    def _cache_view(self) -> tuple[list[Candidate], int]:
+        candidates = [
+            Candidate(
+                digest=layer.digest,
+                size=layer.disk_bytes(),
+                last_used=layer.last_used(),
+                releasable=layer.digest not in self._retained,
+            )
+            for layer in list(self._layers.values())
+        ]
+        stat = os.statvfs(self._layers_dir)
+        return candidates, stat.f_bavail * stat.f_frsize
 
     async def evict(self, digest: Digest) -> None:
-        """Forget a released layer and free its disk space. Raises LayerUnavailable while a snapshot uses it."""
+        """Forget a released layer and free its disk space.
+
+        Raises LayerUnavailable while a snapshot uses it, or a container that outlived its snapshot still reads it.
+        """
         layer = self._layers.get(digest)
         if layer is None:
             return
@@ -211,8 +253,11 @@ class Fetcher:
             raise LayerUnavailable(f"layer {digest} is in use")
         async with self._lock(digest):
             await self.plane.unmount(layer)
+            if await asyncio.to_thread(kernel.has_other_opens, layer.metadata_path):
+                raise LayerUnavailable(f"layer {digest} is still read by a container")
             await self.governor.drop(digest)
             self.plane.unprotect(layer)
+            self.governor.shared.forget(digest)
             del self._layers[digest]
             layer.close()
             await asyncio.to_thread(_remove_directory, layer.directory)
@@ -255,6 +300,7 @@ class Fetcher:
                 await asyncio.to_thread(layer.set_complete)
                 await self.governor.drop(layer.digest)
                 self.plane.unprotect(layer)
+                self.governor.shared.forget(layer.digest)
                 layer.close_fill_fd()
             log.info("layer_complete", layer=layer.digest, bytes=layer.frames.tar_size)
         finally:
@@ -270,6 +316,7 @@ class Fetcher:
                 except OSError as error:
                     layer.last_error = str(error)
                     log.error("layer_sync_failed", layer=layer.digest, error=str(error))
+            await self.trim_cache()
 
     # Telling.
 
@@ -280,6 +327,7 @@ class Fetcher:
             plane=self.plane.name,
             layers=tuple(self._layer_status(layer) for layer in self._layers.values()),
             fetched_bytes={str(priority): count for priority, count in meter.bytes.items()},
+            reused_bytes=self.governor.reused_bytes,
             faults=self.governor.fault_count,
             fault_wait_s=self.governor.fault_wait_s,
             events=self.plane.events,

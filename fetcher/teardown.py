@@ -19,7 +19,8 @@ def teardown(root: Path, run: Path) -> list[Path]:
     Call it with the daemon stopped and no container left: the mounts go first, since whoever could still read from one
     would get zeros once the keeper is gone. Returns what was unmounted. Raises OSError for a mount that is busy.
     """
-    points = [point for top in (root, run) if top.exists() for point, _ in kernel.mounts_below(top)]
+    # What is mounted below run (the FUSE session) carries what is mounted below root.
+    points = [point for top in (run, root) if top.exists() for point, _ in kernel.mounts_below(top)]
     for point in reversed(points):
         kernel.umount(point)
     pid = keeper_pid(run)
