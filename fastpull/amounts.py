@@ -12,7 +12,8 @@ def in_bytes(count: float) -> str:
         value /= 1000
     if unit == "B":
         return f"{count:.0f} B"
-    return f"{value:.2f} {unit}" if value < 10 else f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{decimals}f} {unit}"
 
 
 def in_rate(bytes_per_s: float) -> str:

@@ -4,6 +4,7 @@
 """
 
 import importlib
+import importlib.util
 import sys
 import traceback
 from collections.abc import Sequence
@@ -49,11 +50,11 @@ class LazyGroup(click.Group):
     """A group that imports a subcommand when it is looked up, and not for its line in `--help`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [name for name, entry in COMMANDS.items() if _is_here(entry)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         entry = COMMANDS.get(cmd_name)
-        if entry is None:
+        if entry is None or not _is_here(entry):
             return None
         module, _, attribute = entry.target.partition(":")
         command = getattr(importlib.import_module(module), attribute)
@@ -62,7 +63,13 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items() if not entry.hidden])
+            names = [name for name in self.list_commands(ctx) if not COMMANDS[name].hidden]
+            formatter.write_dl([(name, COMMANDS[name].summary) for name in names])
+
+
+def _is_here(entry: Lazy) -> bool:
+    """Whether the command's module is in this installation; looked for without importing it."""
+    return importlib.util.find_spec(entry.target.partition(":")[0]) is not None
 
 
 def _print_exit_codes(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

@@ -26,10 +26,7 @@ def page(group: click.Group, version: str) -> Iterator[str]:
     yield from (".SH NAME", _NAME_LINE, ".SH SYNOPSIS", ".B fastpull", "COMMAND [OPTIONS] [ARGS]...")
     yield from (".SH DESCRIPTION", _text(group.help or ""), ".SH COMMANDS")
     for name in group.list_commands(context):
-        try:
-            command = group.get_command(context, name)
-        except ImportError:
-            continue  # a part that is not installed
+        command = group.get_command(context, name)
         if command is not None and not command.hidden:
             yield from _command(command, click.Context(command, info_name=name, parent=context))
     yield ".SH EXIT STATUS"
