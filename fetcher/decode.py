@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import zstandard
 
-from fetcher.layer import Layer
+from fetcher.layer import Layer, is_disk_full
+from fetcher.reuse import copy_frame
 from layerformat.errors import FormatError
 from layerformat.frames import Frame, decode_frame
 
@@ -51,6 +52,10 @@ class FrameAssembler:
         return whole
 
 
+#: A frame to copy: which, from which layer, and which frame of that.
+Local = tuple[Frame, Layer, Frame]
+
+
 @dataclass(slots=True)
 class Decoded:
     """What became of a batch: frames written, frames whose bytes were wrong, and the disk's complaint, if any."""
@@ -85,6 +90,23 @@ class DecodePool:
                 result.disk_error = error
                 break
             result.written.append(frame)
+        return result
+
+    async def copy(self, layer: Layer, batch: Sequence[Local]) -> Decoded:
+        """Bring frames that other layers hold into the layer file; those that are not what they should be are wrong."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._copy, layer, batch)
+
+    def _copy(self, layer: Layer, batch: Sequence[Local]) -> Decoded:
+        result = Decoded()
+        for frame, source, there in batch:
+            try:
+                copied = copy_frame(source, there, layer, frame)
+            except OSError as error:
+                if is_disk_full(error):
+                    result.disk_error = error
+                    break
+                copied = False
+            (result.written if copied else result.wrong).append(frame)
         return result
 
     def _decompressor(self) -> zstandard.ZstdDecompressor:

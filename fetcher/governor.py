@@ -21,6 +21,7 @@ from fetcher.layer import Layer, is_disk_full
 from fetcher.model import GovernorConfig, Priority
 from fetcher.queues import LayerQueue, Run, Waiter
 from fetcher.registry import Origin, RegistryClient, RegistryError, is_transient
+from fetcher.reuse import SharedFrames
 from fetcher.tasks import TaskSet
 from layerformat.frames import Frame
 
@@ -32,6 +33,8 @@ TRIES_PER_ORIGIN = 2
 HOPELESS_DEADLINE_S = 10.0
 #: Batches a run may have at the decoders before it stops reading from its socket.
 PENDING_BATCHES = 4
+#: Frames copied from other layers by one call of a worker.
+COPY_BATCH = 8
 RATE_WINDOW_S = 3.0
 
 
@@ -84,6 +87,8 @@ class Governor:
         self._blocked_until: dict[str, float] = {}
         self._free_checked = (0.0, True)
         self.meter = Meter()
+        self.shared = SharedFrames()
+        self.reused_bytes = 0
         self.fault_count = 0
         self.fault_wait_s = 0.0
 
@@ -271,7 +276,11 @@ class Governor:
         self._pump()
 
     async def _fetch(self, run: Run, queue: LayerQueue) -> None:
-        """Try the layer's origins in turn until every frame of the run is present. Raises SourceFailure or OSError."""
+        """Copy what the node has, then try the layer's origins in turn until every frame of the run is present.
+
+        Raises SourceFailure or OSError.
+        """
+        await self._copy_local(run, queue)
         problems: list[str] = []
         hopeless = True
         for attempt in range(TRIES_PER_ORIGIN):
@@ -292,6 +301,22 @@ class Governor:
             sources = ", ".join(f"{origin.host}/{origin.repository}" for origin in run.layer.origins) or "no origin"
             message = "; ".join(dict.fromkeys(problems)) or f"frames {wrong} did not verify from {sources}"
             raise SourceFailure(message, down=bool(problems), hopeless=hopeless)
+
+    async def _copy_local(self, run: Run, queue: LayerQueue) -> None:
+        batch = []
+        for frame in run.frames:
+            if frame.number not in run.layer.present and (match := self.shared.find(run.layer, frame.number)):
+                batch.append((frame, *match))
+        for start in range(0, len(batch), COPY_BATCH):
+            copied = await self._decoders.copy(run.layer, batch[start : start + COPY_BATCH])
+            for frame in copied.wrong:
+                self.shared.discard(run.layer.digest, frame.number)
+            for frame in copied.written:
+                self.reused_bytes += frame.size
+                run.layer.mark_present(frame)
+                self._reply(queue.arrived(frame), 0)
+            if copied.disk_error is not None:
+                raise copied.disk_error
 
     def _origins(self, run: Run, attempt: int) -> list[Origin]:
         origins = run.layer.origins

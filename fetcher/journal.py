@@ -46,6 +46,7 @@ class Journal:
 
     def __init__(self, fd: int) -> None:
         """Map the journal behind ``fd``, which stays the caller's; ValueError when it is none of this version."""
+        self._fd = fd
         self._map = mmap.mmap(fd, HEADER_BYTES + SLOTS * _SLOT.size)
         magic, *_ = _HEADER.unpack_from(self._map)
         if magic != MAGIC:
@@ -100,13 +101,11 @@ class Journal:
 
     def unanswered(self) -> Iterator[Unanswered]:
         """What a predecessor left, by descriptor number."""
-        slots = memoryview(self._map)[HEADER_BYTES:]
-        try:
-            for fd, (inode, offset, count) in enumerate(_SLOT.iter_unpack(slots)):
-                if inode:
-                    yield Unanswered(fd, inode, offset, count)
-        finally:
-            slots.release()
+        # By read, not through the mapping: that would have memory allocated for every slot that was never used.
+        slots = os.pread(self._fd, SLOTS * _SLOT.size, HEADER_BYTES)
+        for fd, (inode, offset, count) in enumerate(_SLOT.iter_unpack(slots)):
+            if inode:
+                yield Unanswered(fd, inode, offset, count)
 
     def close(self) -> None:
         """Unmap; the keeper's copy stays."""

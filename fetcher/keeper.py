@@ -63,13 +63,13 @@ class Keeper:
             if packet:
                 self.carry_out(client, json.loads(packet), fd)
                 return
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
         self.selector.unregister(client)
         client.close()
 
     def carry_out(self, client: socket.socket, request: dict[str, str], fd: int | None) -> None:
-        """One request; ValueError or KeyError for one that is not of the protocol."""
+        """One request; fails in any way on one that is not of the protocol."""
         if request["op"] == "put" and fd is not None:
             self.drop(request["name"])
             self.held[request["name"]] = fd

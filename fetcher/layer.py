@@ -12,11 +12,12 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from fetcher import kernel
 from fetcher.bitmap import FrameBitmap
 from fetcher.model import LayerState
 from fetcher.registry import Origin
@@ -26,7 +27,7 @@ from layerformat.errors import FormatError
 from layerformat.frames import Frame, FrameTable
 from layerformat.index import frame_table, open_index
 
-_ZEROS = bytes(1 << 20)
+_BLOCK = 4096
 
 
 def directory_name(digest: Digest) -> str:
@@ -49,6 +50,7 @@ class Layer:
         self.last_error: str | None = None
         self.inode = self.tar_path.stat().st_ino
         self.fill_fd = -1
+        self.closed = False
         self._unsynced = False
         self._sync_lock = threading.Lock()
 
@@ -146,16 +148,39 @@ class Layer:
 
     def write_frame(self, frame: Frame, data: bytes) -> None:
         """Write a frame's verified bytes. Blocks; raises OSError. A frame of zeros stays a hole."""
-        if data == _ZEROS[: len(data)]:
+        if not data[0] and not data.strip(b"\0"):
             return
         view, position = memoryview(data), frame.start
         while view:
             written = os.pwrite(self.fill_fd, view, position)
             view, position = view[written:], position + written
 
-    def read_frame(self, frame: Frame) -> bytes:
-        """A present frame's bytes, read without raising events. Blocks."""
-        return os.pread(self.fill_fd, frame.length, frame.start)
+    def clone_frame(self, fd: int, there: Frame, frame: Frame) -> bool:
+        """Share a frame's blocks with another layer file; False where the file system cannot. Blocks."""
+        if (there.start | frame.start | frame.length) % _BLOCK:
+            return False
+        try:
+            kernel.clone_range(fd, there.start, self.fill_fd, frame.start, frame.length)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL):
+                return False
+            raise
+        return True
+
+    @contextmanager
+    def borrow_fd(self) -> Iterator[int]:
+        """A descriptor to read present frames through, raising no events, whatever becomes of the layer meanwhile."""
+        with self._sync_lock:
+            fd = os.dup(self.fill_fd) if self.fill_fd >= 0 else os.open(self.tar_path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    @staticmethod
+    def read_frame(fd: int, frame: Frame) -> bytes:
+        """A present frame's bytes from a borrowed descriptor. Blocks."""
+        return os.pread(fd, frame.length, frame.start)
 
     def mark_present(self, frame: Frame) -> None:
         """The frame's bytes are in the layer file."""
@@ -197,12 +222,21 @@ class Layer:
         _, _, metadata_digest = read_reference(self.directory)
         write_reference(self.directory, self.ref, self.origins, metadata_digest)
 
+    def note_use(self) -> None:
+        """Snapshots used the layer until now; remembered over restarts. Blocks."""
+        os.utime(self.directory / "ref.json")
+
+    def last_used(self) -> float:
+        """Seconds since the epoch. Blocks."""
+        return (self.directory / "ref.json").stat().st_mtime
+
     def disk_bytes(self) -> int:
         """What the layer takes on disk, holes left out. Blocks briefly."""
         return sum(file.stat().st_blocks * 512 for file in self.directory.iterdir() if file.is_file())
 
     def close(self) -> None:
         """Give back the descriptor and the mapping; the directory stays."""
+        self.closed = True
         self.close_fill_fd()
         self.present.close()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from fetcher.cache import CacheConfig
 from fetcher.registry import Origin, RegistryConfig
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
@@ -73,6 +74,7 @@ class FetcherConfig:
     run: Path = Path("/run/fastpull")
     registry: RegistryConfig
     governor: GovernorConfig = field(default_factory=GovernorConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     data_plane: str = "auto"
     background_fill: bool = True
     index_timeout_s: float = 30.0
@@ -105,6 +107,7 @@ class FetcherStatus:
     plane: str
     layers: tuple[LayerStatus, ...]
     fetched_bytes: Mapping[str, int]
+    reused_bytes: int  # compressed size of frames copied from other layers of the node instead
     faults: int  # reads that had to wait, since the daemon started
     fault_wait_s: float  # how long they waited, summed
     events: int  # pre-content events, since the daemon started
