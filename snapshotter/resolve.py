@@ -33,6 +33,8 @@ CRI_MANIFEST: Final = "containerd.io/snapshot/cri.manifest-digest"
 
 MAX_LAYERS: Final = 256
 """Manifests are looked for by the number of the layer in them; more layers than these are not tried."""
+MAX_MANIFESTS: Final = 16
+"""Images that are looked at for one layer."""
 REMEMBERED: Final = 1024
 REMEMBERED_S: Final = 60.0
 
@@ -109,8 +111,7 @@ class ImageResolver:
         manifests = await self._manifests(request, namespace, layer)
         if not manifests:
             return None
-        # Images share layers. The one being pulled was touched last, and has the layer in the right place.
-        manifests.sort(key=lambda found: found[0].updated_ns, reverse=True)
+        # Latest first already; and the one being pulled has the layer in the right place.
         manifests.sort(key=lambda found: _position(found[1], layer) != request.depth)
         blob, document = manifests[0]
         layers = _layers(document)
@@ -128,6 +129,8 @@ class ImageResolver:
         blobs = [blob] if named is not None and (blob := await self._containerd.blob(namespace, named)) else []
         blobs = blobs or await self._containerd.blobs(namespace, _filters([request.depth], layer))
         blobs = blobs or await self._containerd.blobs(namespace, _filters(range(MAX_LAYERS), layer))
+        # Images share layers, a common base is in hundreds: the one being pulled was touched last.
+        blobs = sorted(blobs, key=lambda blob: blob.updated_ns, reverse=True)[:MAX_MANIFESTS]
         found = [(blob, _manifest(await self._containerd.read(namespace, blob))) for blob in blobs]
         return [(blob, document) for blob, document in found if _position(document, layer) is not None]
 

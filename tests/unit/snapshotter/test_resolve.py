@@ -16,7 +16,7 @@ from layerformat.errors import FormatError
 from snapshotter.containerd import Containerd
 from snapshotter.model import SnapshotKey
 from snapshotter.provider import Request
-from snapshotter.resolve import CRI_IMAGE, CRI_LAYER, CRI_MANIFEST, REMEMBERED, ImageResolver
+from snapshotter.resolve import CRI_IMAGE, CRI_LAYER, CRI_MANIFEST, MAX_MANIFESTS, REMEMBERED, ImageResolver
 from tests.unit.snapshotter.content_store import ContentStore, Namespace
 from tests.unit.snapshotter.layer_directories import layer_ref
 
@@ -132,6 +132,17 @@ async def test_the_image_being_pulled_is_preferred_and_all_sources_count(
     assert found is not None and found.image is not None
     assert found.image.manifest_digest == newest
     assert [origin.repository for origin in found.origins] == ["newer", "older"]
+
+
+async def test_a_base_of_many_images_is_read_from_few(store: ContentStore, resolver: ImageResolver) -> None:
+    for number in range(200):
+        top = {"digest": sha256_digest(b"%d" % number), "size": 1}
+        store.add_manifest([descriptor(A), top], sources={"docker.io": f"app{number}"}, updated_s=1 + number * 7 % 200)
+    newest = store.add_manifest([descriptor(A), descriptor(C)], sources={"docker.io": "newest"}, updated_s=500)
+    found = await resolver.resolve(request(A.to_annotations()))
+    assert found is not None and found.image is not None
+    assert (found.image.manifest_digest, found.origins[0].repository) == (newest, "newest")
+    assert store.calls.count("Read") == MAX_MANIFESTS
 
 
 async def test_a_layer_in_an_unexpected_place_is_found(store: ContentStore, resolver: ImageResolver) -> None:
