@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,13 +23,14 @@ from fastpull.lab.workspace import kill_all
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
 from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
-from tests.harness.images import busybox_layer, noise
+from tests.harness.images import SampleImage, busybox_layer, noise
 from tests.harness.layers import TestLayer, make_layer
 
 pytestmark = [pytest.mark.system, pytest.mark.root]
 
 MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar+zstd"
 MIB = 1 << 20
+Images = Callable[[str], SampleImage]
 TAG = "image"
 
 
@@ -311,3 +313,26 @@ def test_a_container_in_a_user_namespace(
     assert len(usage) == 1
     assert owners == [100_000]
     assert bool(copied) is not ids
+
+
+@pytest.mark.parametrize("release", ["debian"], indirect=True)
+def test_a_client_without_the_protocol_unpacks_the_same_layers(
+    containerd: PrivateContainerd, daemon: Daemon, registry: Registry, sample_images: Images
+) -> None:
+    """`ctr` of containerd 1.6 fetches everything, then unpacks: our layers are ordinary layers then."""
+    image = sample_images("zoo")
+    source = registry.push_layout(image.layout, image.tag, "team/zoo:plain")
+    reference = registry.reference("team/zoo:1")
+    run([Path(sys.executable).with_name("fastpull"), "convert", source, reference])
+    containerd.pull(reference, snapshotter="fastpull")
+    assert status(daemon)["fetcher"]["layers"] == []
+    words = ["/bin/sh", "-c", "cd /zoo; (sha256sum small some-frames; ls opaque; ls removed) 2>&1; true"]
+    ordinary = containerd.run(reference, *words, snapshotter="fastpull")
+    # The same tag, now by a client that speaks the protocol.
+    containerd.nerdctl("rmi", "--force", reference, snapshotter="fastpull")
+    containerd.nerdctl("pull", "--quiet", reference, snapshotter="fastpull")
+    assert len(status(daemon)["fetcher"]["layers"]) == 3
+    lazy = containerd.run(reference, *words, snapshotter="fastpull")
+    assert lazy == ordinary
+    assert "shown" in lazy
+    assert "No such file" in lazy
