@@ -193,7 +193,8 @@ class LayerConverter:
         for attempt in (1, 2):
             pipeline = LayerPipeline(
                 chunks=self._source.blob(layer.descriptor),
-                diff_id=layer.diff_id,
+                # A plain layer's digest is its diff id, and the source verifies the digest.
+                diff_id=layer.diff_id if str(layer.descriptor.digest) != layer.diff_id else None,
                 plan=self._options.plan(self._known_diff_id(layer)),
                 compress=self._compress,
                 threads=self._threads,

@@ -13,7 +13,8 @@ from converter.errors import UsageError
 from fetcher.registry import Platform
 from layerformat.digest import DiffID, Digest, parse_digest
 
-#: 3 is where more effort stops paying: 6 costs about twice the CPU for 1 % fewer bytes, 1 saves a third for 6 % more.
+#: Where more effort stops paying. A layer of 970 MB of libraries and a Go tree, 256 KiB frames: level 1 gives 6 % more
+#: bytes for 18 % less CPU in all, level 6 gives 3.6 % fewer bytes for 70 % more CPU.
 DEFAULT_LEVEL: Final = 3
 #: Hot ranges closer than this are fetched as one: a request for the gap costs more than its bytes.
 _PROFILE_GAP: Final = 16 << 10
