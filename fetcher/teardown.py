@@ -20,15 +20,16 @@ def teardown(root: Path, run: Path) -> list[Path]:
     would get zeros once the keeper is gone. Returns what was unmounted. Raises OSError for a mount that is busy.
     """
     # What is mounted below run (the FUSE session) carries what is mounted below root.
-    points = [point for top in (run, root) if top.exists() for point, _ in kernel.mounts_below(top)]
-    for point in reversed(points):
-        kernel.umount(point)
+    points = [found for top in (run, root) if top.exists() for found in kernel.mounts_below(top)]
+    for point, kind in reversed(points):
+        # A mount namespace that was made meanwhile may keep copies of the others, and thus the session busy.
+        kernel.umount(point, kernel.MNT_DETACH if kind == "fuse" else 0)
     pid = keeper_pid(run)
     if pid is not None:
         _end(pid)
     for name in ("keeper.sock", "keeper.pid"):
         (run / name).unlink(missing_ok=True)
-    return points
+    return [point for point, _ in points]
 
 
 def keeper_pid(run: Path) -> int | None:
