@@ -59,11 +59,24 @@ class GovernorConfig:
     streams: int = 4  # concurrent range requests for prefetch and fill together
     fault_streams: int = 16  # concurrent range requests for waiting readers, beside those
     run_bytes: int = 4 << 20  # compressed bytes of one fill or prefetch request
-    readahead_bytes: int = 8 << 20  # uncompressed bytes fed ahead of a sequential reader at most
+    readahead_bytes: int = 8 << 20  # compressed bytes fed ahead of a sequential reader at most
     decode_workers: int = 0  # threads that decompress and verify; 0: one per processor
     fault_deadline_s: float = 120.0  # a reader waits this long for sources that fail before its read fails with EIO
     retry_interval_s: float = 1.0  # between attempts when every source failed
     reserve_bytes: int = 256 << 20  # filling pauses while the file system has less than this free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilesConfig:
+    """What a node does with start profiles; see ``docs/profiles.md``."""
+
+    record: str = "auto"  # "auto": the first start here of an image that has none; "off": only when asked
+    replay: bool = True  # fetch first what a profile names
+    push: bool = False  # attach what was recorded to the image, in its registry
+    window_s: float = 60.0  # a recording ends so long after its first read
+    lookup_timeout_s: float = 5.0  # for finding a profile in the registry
+    push_timeout_s: float = 60.0
+    unused_timeout_s: float = 60.0  # an announced image of which nothing more is taken into use is given up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +88,7 @@ class FetcherConfig:
     registry: RegistryConfig
     governor: GovernorConfig = field(default_factory=GovernorConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    profiles: ProfilesConfig = field(default_factory=ProfilesConfig)
     data_plane: str = "auto"
     background_fill: bool = True
     index_timeout_s: float = 30.0

@@ -19,6 +19,8 @@ from layerformat.frames import Frame
 OVERTAKE_BYTES = 256 << 10
 #: Compressed bytes behind a fault that fill prefers to the front of the layer.
 HINT_BYTES = 1 << 20
+#: What a reader gets that faulted for the second time in a row where it was expected.
+FIRST_WINDOW_FRAMES = 4
 #: How many sequential readers of one layer are told apart.
 READERS = 16
 
@@ -129,8 +131,8 @@ class LayerQueue:
         return reader
 
     def _widen(self, reader: Reader) -> None:
-        least = self.layer.frames[reader.start].length
-        reader.window_bytes = min(max(2 * reader.window_bytes, 2 * least), self.config.readahead_bytes)
+        least = FIRST_WINDOW_FRAMES * self.layer.frames[reader.start].size
+        reader.window_bytes = min(max(2 * reader.window_bytes, least), self.config.readahead_bytes)
 
     def note_read(self, first: int, last: int) -> bool:
         """Frames [first, last] are read now; tells whether their reader has come so far that it wants more ahead."""
