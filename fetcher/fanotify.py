@@ -12,6 +12,7 @@ import errno
 import os
 import resource
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -117,7 +118,10 @@ class FanotifyPlane:
             if layer.state is LayerState.COMPLETE:
                 self._complete.add(layer.inode)
                 if fd is not None:
+                    # It became complete while its reads were recorded: the mark was left on.
                     os.close(fd)
+                    with suppress(FileNotFoundError):
+                        kernel.fanotify_mark(self._group, layer.tar_path, remove=True)
                     self._keeper.drop(_fill_name(layer))
                 continue
             if fd is not None:
@@ -200,7 +204,7 @@ class FanotifyPlane:
 
     async def mount(self, layer: Layer) -> None:
         """Show the layer's files at its mount point. Idempotent; raises OSError."""
-        if layer.state is not LayerState.COMPLETE:
+        if layer.state is not LayerState.COMPLETE or layer.watched:
             self.protect(layer)
         await asyncio.to_thread(_mount, layer)
 

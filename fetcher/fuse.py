@@ -173,7 +173,7 @@ class FusePlane:
         if self._session_lost:
             await self._renew_session()
         await asyncio.to_thread(self._forget_evicted)
-        served = layer.state is not LayerState.COMPLETE
+        served = layer.state is not LayerState.COMPLETE or layer.watched
         if served:
             self.protect(layer)
         device = self._mount_point / layer.directory.name if served else layer.tar_path

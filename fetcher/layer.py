@@ -50,6 +50,7 @@ class Layer:
         self.last_error: str | None = None
         self.inode = self.tar_path.stat().st_ino
         self.fill_fd = -1
+        self.watched = False  # its reads are to be seen though it is complete; decided when it is mounted
         self.closed = False
         self._unsynced = False
         self._sync_lock = threading.Lock()

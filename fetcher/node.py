@@ -26,6 +26,8 @@ from fetcher.model import (
     Usage,
 )
 from fetcher.plane import DataPlane
+from fetcher.profile_store import ProfileStore
+from fetcher.profiles import Profiles
 from fetcher.registry import Origin, RegistryClient, RegistryError
 from fetcher.tar_digest import tar_digest
 from fetcher.tasks import TaskSet
@@ -57,6 +59,9 @@ class Fetcher:
         self.client = RegistryClient(config.registry)
         self.governor = Governor(self.client, config.governor, on_complete=self._frames_complete)
         self.plane: DataPlane  # chosen on entering
+        profile_store = ProfileStore(config.root / "profiles")
+        self.profiles = Profiles(config.profiles, profile_store, self.client, self, self._tasks)
+        self.touches.observer = self.profiles.touch
 
     @property
     def _layers_dir(self) -> Path:
@@ -75,6 +80,7 @@ class Fetcher:
             stack.push_async_callback(self.plane.close)
             await stack.enter_async_context(self.client)
             await stack.enter_async_context(self._tasks)
+            stack.push_async_callback(self.profiles.close)
             self._tasks.start(self._keep_durable(), "make layers durable")
             for layer in layers:
                 if layer.state is LayerState.IDLE and layer.present.complete:
@@ -162,10 +168,11 @@ class Fetcher:
         return Layer.create(self._layers_dir / directory_name(ref.digest), ref, origins, payload)
 
     def announce(self, image: ImageHint) -> None:
-        """An image is about to be used: admit all its layers at the same time. Never fails, never blocks."""
+        """An image is about to be used: admit all its layers at once, replay its profile. Never fails, never blocks."""
         for ref in image.layers:
             if ref.digest not in self._layers and ref.digest not in self._admissions:
                 self._tasks.start(self._admit_ahead(ref, image.origins), f"admit {ref.digest[7:19]}")
+        self.profiles.announce(image)
 
     async def _admit_ahead(self, ref: LayerRef, origins: Sequence[Origin]) -> None:
         # Whoever needs the layer asks again and is told then.
@@ -179,6 +186,7 @@ class Fetcher:
         layer = self._known(digest)
         async with self._lock(digest):
             self._retained.add(digest)
+            self.profiles.retained(digest)
             if layer.state is LayerState.COMPLETE or layer.present.complete:
                 return
             layer.open_for_filling()
@@ -191,7 +199,9 @@ class Fetcher:
     async def mount(self, digest: Digest) -> Path:
         """The directory that shows the layer's files. Idempotent. Raises LayerUnavailable or OSError."""
         layer = self._known(digest)
+        self.profiles.mounting(digest)
         async with self._lock(digest):
+            layer.watched = self.profiles.wants(digest) and not layer.mount_point.is_mount()
             await self.plane.mount(layer)
         return layer.mount_point
 
@@ -207,6 +217,7 @@ class Fetcher:
             if layer.state is LayerState.FILLING:
                 layer.state = LayerState.IDLE
             await asyncio.to_thread(layer.note_use)
+        self.profiles.released(digest)
         await self.trim_cache()
 
     async def trim_cache(self) -> list[Digest]:
@@ -299,12 +310,59 @@ class Fetcher:
                     return
                 await asyncio.to_thread(layer.set_complete)
                 await self.governor.drop(layer.digest)
-                self.plane.unprotect(layer)
                 self.governor.shared.forget(layer.digest)
-                layer.close_fill_fd()
+                if not self.profiles.wants(layer.digest):
+                    self._let_go(layer)
             log.info("layer_complete", layer=layer.digest, bytes=layer.frames.tar_size)
         finally:
             self._completing.discard(layer.digest)
+
+    def _let_go(self, layer: Layer) -> None:
+        """A complete layer needs no events and no more writes."""
+        layer.watched = False
+        self.plane.unprotect(layer)
+        layer.close_fill_fd()
+
+    # What profiles need; see fetcher.profile_node.
+
+    @property
+    def reports_reads(self) -> bool:
+        """Whether the data plane sees what is read."""
+        return self.plane.name != "eager"
+
+    def layer(self, digest: Digest) -> Layer | None:
+        """An admitted layer."""
+        return self._layers.get(digest)
+
+    def in_use(self, digest: Digest) -> bool:
+        """Whether a snapshot uses the layer."""
+        return digest in self._retained
+
+    async def open_for_prefetch(self, digest: Digest) -> Layer | None:
+        """The layer, ready for the governor; None if nothing of it is to be fetched."""
+        async with self._lock(digest):
+            layer = self._layers.get(digest)
+            if layer is None or layer.state is LayerState.COMPLETE or layer.present.complete:
+                return None
+            layer.open_for_filling()
+            self.governor.add(layer)
+            await asyncio.to_thread(self.governor.shared.look_up, layer, list(self._layers.values()))
+            return layer
+
+    async def abandon(self, digest: Digest) -> None:
+        """Stop fetching a layer that no snapshot uses and that is not mounted."""
+        async with self._lock(digest):
+            layer = self._layers.get(digest)
+            if layer is not None and digest not in self._retained and not layer.mount_point.is_mount():
+                await self.governor.drop(digest)
+
+    async def unwatch(self, digest: Digest) -> None:
+        """No recording wants a layer's reads any more: if it is complete, nothing does."""
+        async with self._lock(digest):
+            layer = self._layers.get(digest)
+            if layer is not None and layer.state is LayerState.COMPLETE and not self.profiles.wants(digest):
+                await self.governor.drop(digest)
+                self._let_go(layer)
 
     async def _keep_durable(self) -> None:
         """Claim on disk, every so often, what the page cache has been told."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fetcher.layer import Layer
@@ -29,6 +30,7 @@ class TouchLog:
     def __init__(self) -> None:
         self.history: deque[Touch] = deque(maxlen=HISTORY)
         self._first: dict[str, dict[int, int]] = {}
+        self.observer: Callable[[Layer, int, int], None] | None = None  # told of every read: layer, offset, count
 
     def touch(self, layer: Layer, offset: int, count: int, *, waited: bool) -> None:
         """A read is about to happen."""
@@ -37,6 +39,8 @@ class TouchLog:
         first = self._first.setdefault(layer.digest, {})
         for number in layer.frames.covering(offset, min(offset + count, layer.frames.tar_size)):
             first.setdefault(number, now)
+        if self.observer is not None:
+            self.observer(layer, offset, count)
 
     def first_touches(self, digest: str) -> list[tuple[int, int]]:
         """(nanoseconds, frame) in the order of first touch."""

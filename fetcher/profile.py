@@ -1,0 +1,206 @@
+"""Start profiles: the bytes of an image's layers that a start reads, in the order of first touch.
+
+Ranges of the layers' tars, keyed by diff id: a profile outlives a conversion that cuts other frames. The JSON is
+specified in ``docs/profiles.md``. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from layerformat.digest import DiffID, parse_digest
+from layerformat.erofs import MAX_DEVICE_BYTES
+from layerformat.errors import FormatError
+from layerformat.frames import FrameTable
+
+#: Of the document, and of the OCI referrer that carries it.
+MEDIA_TYPE: Final = "application/vnd.fastpull.profile.v1+json"
+FORMAT: Final = "fastpull-profile"
+VERSION: Final = 1
+#: Bounds of a document: what is larger is refused, whoever wrote it.
+MAX_BYTES: Final = 8 << 20
+MAX_LAYERS: Final = 512
+MAX_READS: Final = 100_000
+MAX_RECORDINGS: Final = 1_000_000
+MAX_DURATION_MS: Final = 24 * 3600 * 1000
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be used: malformed, out of bounds, of another version, or about something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Bytes [offset, offset + length) of the tar of ``layers[layer]``, read first in ``seen`` of the recordings."""
+
+    layer: int
+    offset: int
+    length: int
+    seen: int = 1
+
+    @property
+    def end(self) -> int:
+        """Just after the last byte."""
+        return self.offset + self.length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What starts of one image read, first touch first. No two reads of one layer overlap."""
+
+    layers: tuple[DiffID, ...]  # of the image, from the bottom up
+    reads: tuple[Read, ...]
+    recorded_at: datetime  # the end of the latest recording, UTC, whole seconds
+    duration_ms: int  # the longest recording
+    recordings: int = 1
+
+    @property
+    def touched_bytes(self) -> int:
+        """Uncompressed bytes named."""
+        return sum(read.length for read in self.reads)
+
+    def is_common(self, read: Read) -> bool:
+        """Whether at least half of the recordings had the read."""
+        return 2 * read.seen >= self.recordings
+
+    def ranges(self) -> dict[DiffID, tuple[tuple[int, int], ...]]:
+        """(start, end) of the common reads of each layer: what is worth frames of its own."""
+        found: dict[DiffID, list[tuple[int, int]]] = {}
+        for read in filter(self.is_common, self.reads):
+            found.setdefault(self.layers[read.layer], []).append((read.offset, read.end))
+        return {diff_id: tuple(ranges) for diff_id, ranges in found.items()}
+
+    def check_fits(self, diff_ids: Iterable[DiffID]) -> None:
+        """Raise ProfileError when the profile is of an image with other layers than these."""
+        strangers = set(self.layers) - set(diff_ids)
+        if strangers:
+            raise ProfileError(f"is of another image: layer {min(strangers)} is not of this one")
+
+
+def encode_profile(profile: Profile) -> bytes:
+    """The document; equal profiles give equal bytes. Raises ProfileError for what no reader would take."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "layers": list(profile.layers),
+        "reads": [_row(read, profile.recordings) for read in profile.reads],
+        "recordedAt": profile.recorded_at.astimezone(UTC).strftime(_TIME),
+        "durationMs": profile.duration_ms,
+        "recordings": profile.recordings,
+    }
+    data = json.dumps(document, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+    decode_profile(data)
+    return data
+
+
+def _row(read: Read, recordings: int) -> list[int]:
+    row = [read.layer, read.offset, read.length]
+    return row if read.seen == recordings else [*row, read.seen]
+
+
+def decode_profile(data: bytes) -> Profile:
+    """The profile a document holds. Raises ProfileError unless every rule of ``docs/profiles.md`` is kept."""
+    if len(data) > MAX_BYTES:
+        raise ProfileError(f"is larger than {MAX_BYTES} bytes")
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ProfileError(f"is no JSON: {str(error)[:100]}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ProfileError("is no profile")
+    if document.get("version") != VERSION:
+        raise ProfileError(f"is of version {str(document.get('version'))[:20]}, not {VERSION}")
+    layers = _layers(document.get("layers"))
+    recordings = _integer(document.get("recordings"), "recordings", 1, MAX_RECORDINGS)
+    reads = _reads(document.get("reads"), len(layers), recordings)
+    check_disjoint(reads)
+    return Profile(
+        layers=layers,
+        reads=reads,
+        recorded_at=_time(document.get("recordedAt")),
+        duration_ms=_integer(document.get("durationMs"), "durationMs", 0, MAX_DURATION_MS),
+        recordings=recordings,
+    )
+
+
+def _layers(rows: Any) -> tuple[DiffID, ...]:
+    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_LAYERS or len(set(map(str, rows))) != len(rows):
+        raise ProfileError(f"layers: not a list of 1 to {MAX_LAYERS} different diff ids")
+    try:
+        return tuple(DiffID(parse_digest(str(row))) for row in rows)
+    except FormatError as error:
+        raise ProfileError(f"layers: {error}") from error
+
+
+def _reads(rows: Any, layers: int, recordings: int) -> tuple[Read, ...]:
+    if not isinstance(rows, list) or len(rows) > MAX_READS:
+        raise ProfileError(f"reads: not a list of at most {MAX_READS}")
+    return tuple(_read(row, number, layers, recordings) for number, row in enumerate(rows))
+
+
+def _read(row: Any, number: int, layers: int, recordings: int) -> Read:
+    if not isinstance(row, list) or len(row) not in (3, 4) or any(type(value) is not int for value in row):
+        raise ProfileError(f"reads[{number}]: not [layer, offset, length] or [layer, offset, length, seen]")
+    layer, offset, length = row[:3]
+    seen = row[3] if len(row) == 4 else recordings
+    sound = 0 <= layer < layers and offset >= 0 and length > 0 and offset + length <= MAX_DEVICE_BYTES
+    if not sound or not 0 < seen <= recordings:
+        raise ProfileError(f"reads[{number}]: out of bounds")
+    return Read(layer, offset, length, seen)
+
+
+def _integer(value: Any, name: str, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ProfileError(f"{name}: not an integer from {low} to {high}")
+    return value
+
+
+def _time(value: Any) -> datetime:
+    try:
+        return datetime.strptime(value, _TIME).replace(tzinfo=UTC)
+    except (TypeError, ValueError) as error:
+        raise ProfileError("recordedAt: not a time such as 2026-01-31T12:00:00Z") from error
+
+
+def check_disjoint(reads: Iterable[Read]) -> None:
+    """Raise ProfileError where two reads of a layer overlap: it bounds what a profile can make a node do."""
+    behind: dict[int, int] = {}
+    for read in sorted(reads, key=lambda each: (each.layer, each.offset)):
+        if read.offset < behind.get(read.layer, 0):
+            raise ProfileError(f"reads: two overlap at {read.offset} of layer {read.layer}")
+        behind[read.layer] = read.end
+
+
+def wanted_frames(profile: Profile, tables: Mapping[DiffID, FrameTable]) -> list[tuple[DiffID, int]]:
+    """The frames that hold what the profile names, each once, first touch first; layers without a table are left out.
+
+    Raises ProfileError when a read lies outside its layer's tar.
+    """
+    wanted: dict[tuple[DiffID, int], None] = {}
+    for read in profile.reads:
+        diff_id = profile.layers[read.layer]
+        table = tables.get(diff_id)
+        if table is None:
+            continue
+        if read.end > table.tar_size:
+            raise ProfileError(f"names bytes up to {read.end} of layer {diff_id}, which has {table.tar_size}")
+        for number in table.covering(read.offset, read.end):
+            wanted[diff_id, number] = None
+    return list(wanted)
+
+
+def coalesced(reads: Sequence[Read]) -> tuple[Read, ...]:
+    """The same reads, joined where one follows the other in the list and in the tar, seen equally often."""
+    joined: list[Read] = []
+    for read in reads:
+        last = joined[-1] if joined else None
+        if last is not None and (last.layer, last.end, last.seen) == (read.layer, read.offset, read.seen):
+            joined[-1] = Read(last.layer, last.offset, last.length + read.length, last.seen)
+        else:
+            joined.append(read)
+    return tuple(joined)
