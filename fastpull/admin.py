@@ -27,9 +27,16 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Admin:
-    """The handlers. `fetcher_status` is None where there are no lazy layers."""
+    """The handlers. `fetcher_status` is None where there are no lazy layers. `routes` are added to those here."""
 
-    def __init__(self, core: Snapshotter, calls: CallLog, fetcher_status: StatusSource | None) -> None:
+    def __init__(
+        self,
+        core: Snapshotter,
+        calls: CallLog,
+        fetcher_status: StatusSource | None,
+        routes: Iterable[web.RouteDef] = (),
+    ) -> None:
+        self._routes = routes
         self._core = core
         self._calls = calls
         self._fetcher_status = fetcher_status
@@ -38,6 +45,7 @@ class Admin:
         application = web.Application()
         application.router.add_get("/v1/status", self.status)
         application.router.add_get("/metrics", self.metrics)
+        application.router.add_routes(self._routes)
         return application
 
     async def status(self, request: web.Request) -> web.Response:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from fastpull.aio import run_async
+from fastpull.daemon_client import clear_cache
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.local_images import image_present
@@ -12,13 +13,15 @@ from fastpull.nerdctl import Nerdctl
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
-def make_cold(nerdctl: Nerdctl, image: str) -> None:
-    """Remove the image and drop the page cache.
+def make_cold(nerdctl: Nerdctl, image: str, admin_socket: Path) -> None:
+    """Remove the image, have the daemon drop the layers that no image uses any more, drop the page cache.
 
     Raises:
         Failure: a container uses the image, or this is not root.
     """
     _remove_image(nerdctl, image)
+    if admin_socket.exists():  # without a daemon there is no cache of it that could make the start warm
+        run_async(clear_cache(admin_socket))
     drop_page_cache()
 
 

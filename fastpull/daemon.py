@@ -21,6 +21,7 @@ import structlog
 import uvloop
 
 from fastpull import admin
+from fastpull.admin_fetcher import FetcherRoutes
 from fastpull.config import DATA_PLANES, LOG_LEVELS, ConfigError, DaemonConfig, load
 from fastpull.registry_hosts import RegistryHosts
 from fetcher.node import Fetcher
@@ -135,7 +136,8 @@ async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
     await core.start(mounted)
     stack.push_async_callback(core.stop)
     calls = await stack.enter_async_context(serve_grpc(core, config.socket))
-    await stack.enter_async_context(admin.serve(admin.Admin(core, calls, status), config.admin_socket))
+    routes = [] if fetcher is None else FetcherRoutes(fetcher).routes()
+    await stack.enter_async_context(admin.serve(admin.Admin(core, calls, status, routes), config.admin_socket))
 
 
 async def start_fetcher(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> Fetcher | None:

@@ -1,16 +1,18 @@
 """What the daemon says of itself, over its admin socket; only the members that are shown, checked as they are read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 
-_TIMEOUT_S = 5.0
+T = TypeVar("T")
+
+_TIMEOUT_S = 30.0
 _START = "systemctl start fastpull; journalctl -u fastpull tells why it does not start"
 
 
@@ -48,21 +50,45 @@ class Daemon:
     rate_bytes_per_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """One read of a layer's tar: nanoseconds of the node's monotonic clock, bytes, and whether it had to wait."""
+
+    at_ns: int
+    offset: int
+    count: int
+    waited: bool
+
+
 async def ask(socket: Path) -> Daemon:
     """The daemon's status.
 
     Raises:
         Failure: it does not answer, or not with what this version understands.
     """
+    return await _exchange(socket, "GET", "/v1/status", parse)
+
+
+async def clear_cache(socket: Path) -> list[str]:
+    """Have the daemon evict every layer that no snapshot uses; their digests. Raises Failure as `ask` does."""
+    return await _exchange(socket, "POST", "/v1/cache/clear", lambda answer: [str(one) for one in answer["evicted"]])
+
+
+async def touches(socket: Path) -> Mapping[str, list[Touch]]:
+    """What was read of each layer, in order, since the daemon started. Raises Failure as `ask` does."""
+    return await _exchange(socket, "GET", "/v1/touches", parse_touches)
+
+
+async def _exchange(socket: Path, method: str, path: str, read: Callable[[Any], T]) -> T:
     try:
         connector = aiohttp.UnixConnector(path=str(socket))
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
         async with (
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-            session.get("http://fastpull/v1/status") as response,
+            session.request(method, f"http://fastpull{path}") as response,
         ):
             response.raise_for_status()
-            return parse(await response.json())
+            return read(await response.json())
     except (aiohttp.ClientError, TimeoutError, OSError) as problem:
         message = f"the daemon does not answer at {socket}: {problem or type(problem).__name__}"
         raise Failure(message, hint=_START, code=ExitCode.UNAVAILABLE) from None
@@ -85,6 +111,14 @@ def parse(document: Mapping[str, Any]) -> Daemon:
         fault_wait_s=float(fetcher["fault_wait_s"]),
         rate_bytes_per_s=float(fetcher["rate_bytes_per_s"]),
     )
+
+
+def parse_touches(document: Mapping[str, Any]) -> Mapping[str, list[Touch]]:
+    """Read the document of `GET /v1/touches`. Raises as `parse` does."""
+    return {
+        str(layer): [Touch(int(at), int(offset), int(count), bool(waited)) for at, offset, count, waited in rows]
+        for layer, rows in document["layers"].items()
+    }
 
 
 def _layer(row: Mapping[str, Any]) -> Layer:

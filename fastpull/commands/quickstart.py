@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -39,6 +39,16 @@ not touched.
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the starts are measured, and where the results go."""
+
+    runs: int
+    timeout_s: float
+    output_dir: Path
+    admin_socket: Path
+
+
 @click.command(epilog=EXAMPLES)
 @click.argument("workload", type=click.Choice(list(WORKLOADS)))
 @click.option("--output-dir", type=click.Path(file_okay=False, path_type=Path), default=Path(), help="For the results.")
@@ -50,6 +60,14 @@ not touched.
 @click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Starts of each kind.")
 @click.option("--timeout", "timeout_s", type=float, default=1800.0, show_default=True, help="Seconds for one start.")
 @click.option("--run-arg", "run_args", multiple=True, metavar="ARG", help="One more flag for nerdctl run.")
+@click.option(
+    "--run-dir",
+    envvar="FASTPULL_RUN_DIR",
+    type=click.Path(path_type=Path),
+    default=Path("/run/fastpull"),
+    show_default=True,
+    help="The daemon's sockets.",
+)
 @click.option("--nerdctl-arg", multiple=True, metavar="ARG", help="A global option for every nerdctl call.")
 @registry_options
 def quickstart(
@@ -63,6 +81,7 @@ def quickstart(
     runs: int,
     timeout_s: float,
     run_args: tuple[str, ...],
+    run_dir: Path,
     nerdctl_arg: tuple[str, ...],
     plain_http: tuple[str, ...],
 ) -> int:
@@ -71,7 +90,8 @@ def quickstart(
     nerdctl = find_nerdctl(os.environ, nerdctl_arg)
     _check(chosen, nerdctl, plain_http)
     output_dir.mkdir(parents=True, exist_ok=True)
-    results = [_measure(nerdctl, chosen, mode, runs, timeout_s, output_dir) for mode in SNAPSHOTTERS]
+    plan = Plan(runs=runs, timeout_s=timeout_s, output_dir=output_dir, admin_socket=run_dir / "admin.sock")
+    results = [_measure(nerdctl, chosen, mode, plan) for mode in SNAPSHOTTERS]
     _draw(output_dir / f"{workload}.png", results)
     click.echo(_comparison(results), err=True)
     return ExitCode.OK
@@ -118,9 +138,7 @@ def _check(workload: Workload, nerdctl: Nerdctl, plain_http: Sequence[str]) -> N
         click.echo(f"  hint: fastpull convert {workload.image} YOUR/IMAGE:TAG, then --image YOUR/IMAGE:TAG", err=True)
 
 
-def _measure(
-    nerdctl: Nerdctl, workload: Workload, mode: str, runs: int, timeout_s: float, output_dir: Path
-) -> Benchmark:
+def _measure(nerdctl: Nerdctl, workload: Workload, mode: str, plan: Plan) -> Benchmark:
     start = Start(
         image=workload.image,
         snapshotter=SNAPSHOTTERS[mode],
@@ -128,18 +146,18 @@ def _measure(
         flags=workload.flags,
         arguments=workload.arguments,
         readiness_endpoint=workload.endpoint,
-        limit_s=timeout_s,
+        limit_s=plan.timeout_s,
     )
     click.echo(f"== {workload.name}, {mode} ==", err=True)
-    samples = tuple(_one(nerdctl, start) for _ in range(runs))
+    samples = tuple(_one(nerdctl, start, plan) for _ in range(plan.runs))
     result = Benchmark(image=workload.image, mode=mode, benchmark_mode="readiness", cold=True, samples=samples)
-    (output_dir / f"{workload.name}-{mode}.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    (plan.output_dir / f"{workload.name}-{mode}.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
     click.echo(result.summary(), err=True)
     return result
 
 
-def _one(nerdctl: Nerdctl, start: Start) -> Sample:
-    make_cold(nerdctl, start.image)
+def _one(nerdctl: Nerdctl, start: Start, plan: Plan) -> Sample:
+    make_cold(nerdctl, start.image, plan.admin_socket)
     return run_async(measure(nerdctl, start))
 
 

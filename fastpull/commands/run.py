@@ -58,6 +58,7 @@ class RunOptions:
     timeout_s: float
     output_json: Path | None
     chart: Path | None
+    run_dir: Path
 
     @property
     def snapshotter(self) -> str:
@@ -127,7 +128,7 @@ def _mode(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 )
 @click.option("--readiness-endpoint", metavar="URL", help="Ready when this answers with a status below 400.")
 @click.option("--runs", type=click.IntRange(min=1), default=1, show_default=True, help="Measure this many starts.")
-@click.option("--cold", is_flag=True, help="Before each run: remove the image, drop the page cache.")
+@click.option("--cold", is_flag=True, help="Before each run: remove the image, drop the caches.")
 @click.option("--require-lazy", is_flag=True, help="Fail before the start if any layer would not be lazy.")
 @click.option(
     "--timeout",
@@ -140,6 +141,14 @@ def _mode(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 )
 @click.option("--output-json", type=click.Path(dir_okay=False, path_type=Path), help="Write the measurements here.")
 @click.option("--chart", type=click.Path(dir_okay=False, path_type=Path), help="Draw them here (.png, .svg, .pdf).")
+@click.option(
+    "--run-dir",
+    envvar="FASTPULL_RUN_DIR",
+    type=click.Path(path_type=Path),
+    default=Path("/run/fastpull"),
+    show_default=True,
+    help="The daemon's sockets, for --cold.",
+)
 @click.option(
     "--nerdctl-arg",
     multiple=True,
@@ -190,7 +199,7 @@ def _plain_run(nerdctl: Nerdctl, line: RunLine, options: RunOptions) -> int:
     """Become nerdctl: its terminal, its signals and its exit status are then the container's own."""
     assert line.image is not None
     if options.cold:
-        make_cold(nerdctl, line.image)
+        make_cold(nerdctl, line.image, options.run_dir / "admin.sock")
     if options.require_lazy:
         require_lazy(nerdctl, line.image, options.snapshotter)
     argv = nerdctl.argv("run", *line.nerdctl, line.image, *line.arguments, snapshotter=options.snapshotter)
@@ -233,7 +242,7 @@ def benchmark(
 
 def _one(nerdctl: Nerdctl, start: Start, options: RunOptions) -> Sample:
     if options.cold:
-        make_cold(nerdctl, start.image)
+        make_cold(nerdctl, start.image, options.run_dir / "admin.sock")
     if options.require_lazy:
         require_lazy(nerdctl, start.image, start.snapshotter)
     return run_async(measure(nerdctl, start))

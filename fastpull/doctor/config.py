@@ -34,9 +34,9 @@ def config_checks(config: Mapping[str, Any], release: tuple[int, int], expected:
     plugin = table(config, "proxy_plugins", expected.snapshotter)
     if not plugin:
         return [fail(AREA, "proxy plugin", f"proxy_plugins.{expected.snapshotter} is missing", _SETUP)]
-    checks = [_proxy(plugin, expected), _root_export(plugin, expected)]
-    if release >= (1, 7):
-        checks.append(_unpack(config, expected))
+    checks = [_proxy(plugin, expected)]
+    if release >= (1, 7):  # 1.6 knows neither exports nor the transfer service
+        checks += [_root_export(plugin, expected), _unpack(config, expected)]
     if release >= (2, 1):
         checks.append(_annotations(plugin, expected))
     return [*checks, *_rebase(plugin), *_cri(config, expected)]

@@ -56,10 +56,10 @@ def edits(text: str, wanted: Wanted) -> list[Edit]:
 
 def _version(document: Mapping[str, Any], release: tuple[int, int]) -> int:
     if not document:
-        return 3 if release >= (2, 0) else 2
+        return 4 if release >= (2, 3) else 3 if release >= (2, 0) else 2
     version = document.get("version", 1)
-    if version not in (1, 2, 3):
-        raise CannotEdit(f"version = {version!r}: only 1, 2 and 3 are known")
+    if version not in (1, 2, 3, 4):
+        raise CannotEdit(f"version = {version!r}: only 1 to 4 are known")
     if version == 1 and release >= (2, 0):
         raise CannotEdit("version 1 of the format is not read by containerd 2; run `containerd config migrate` first")
     return int(version)
@@ -107,6 +107,7 @@ def _cri_for_all(version: int, wanted: Wanted) -> list[Edit]:
         1: ("plugins", CRI_V1, "containerd"),
         2: ("plugins", CRI_V2, "containerd"),
         3: ("plugins", _IMAGES_V3),
+        4: ("plugins", _IMAGES_V3),  # 4 moved the servers' settings only
     }[version]
     chosen: list[Edit] = [SetKey(path=path, key="snapshotter", value=wanted.snapshotter)]
     if wanted.release < (2, 1):
@@ -130,7 +131,7 @@ def _cri_handler(version: int, document: Mapping[str, Any], wanted: Wanted) -> l
     systemd = table(document, *base, "runtimes", "runc", "options").get("SystemdCgroup")
     if isinstance(systemd, bool):
         made.append(SetKey(path=(*handler, "options"), key="SystemdCgroup", value=systemd))
-    if version == 3:
+    if version >= 3:
         # The image service has to unpack for the handler too (experimental in containerd 2.0, used since 2.3).
         images = ("plugins", _IMAGES_V3, "runtime_platforms", HANDLER)
         made.append(SetKey(path=images, key="platform", value=_platform()))

@@ -58,5 +58,18 @@ def test_clean_force_takes_what_runs_but_not_what_is_not_ours(fastpull: CommandL
 
 
 def test_clean_wants_to_be_told_what(fastpull: CommandLine) -> None:
-    assert "--containers, --images or --all" in fastpull("clean", status=2).stderr
-    assert fastpull("clean", "--all", "--yes").stdout == "nothing to remove\n"
+    assert "--containers, --images, --cache or --all" in fastpull("clean", status=2).stderr
+    assert fastpull("clean", "--containers", "--images", "--yes").stdout == "nothing to remove\n"
+
+
+def test_clean_cache_drops_only_what_no_image_uses(fastpull: CommandLine) -> None:
+    images = [fastpull.push_converted(name) for name in ("gone:1", "stays-longer:1")]
+    for image in images:
+        fastpull("run", "--rm", "--net=host", image, "sh", "-c", "true")
+    layers = fastpull.daemon.root / "layers"
+    assert len(list(layers.iterdir())) == 3  # busybox is in both
+    fastpull.containerd.nerdctl("rmi", images[0])
+    where = ["--run-dir", str(fastpull.daemon.run_dir)]
+    assert "dropped 1 cached layers" in fastpull("clean", "--cache", "--yes", *where).stdout
+    assert len(list(layers.iterdir())) == 2
+    fastpull("run", "--require-lazy", "--rm", "--net=host", images[1], "sha256sum", "/noise")

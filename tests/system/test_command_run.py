@@ -217,3 +217,15 @@ def test_a_cold_start_pulls_again(fastpull: CommandLine, tmp_path: Path) -> None
     fastpull("run", "-d", "--mode", "normal", HOST, image, "sleep", "60")
     used = fastpull("run", *flags, "--cold", image, "sh", "-c", "true", status=11)
     assert "cannot be removed" in used.stderr
+
+
+@only_current
+def test_a_cold_lazy_start_fetches_again(fastpull: CommandLine) -> None:
+    """Cold means the daemon's cache too: what was complete is fetched once more, from nothing."""
+    image = fastpull.push_converted()
+    where = ["--run-dir", str(fastpull.daemon.run_dir), "--cold", HOST, "--benchmark-mode", "completion"]
+    fetched = []
+    for _ in range(2):
+        fastpull("run", *where, image, "sha256sum", "/noise")
+        fetched.append(sum(fastpull.status()["fetched_bytes"].values()))
+    assert fetched[0] > 2 << 20 and fetched[1] >= 2 * fetched[0] * 0.9

@@ -82,7 +82,7 @@ def test_uninstall_does_not_undo_what_the_owner_did_since(root: Path, current_re
     assert config.read_text() == OWNERS
 
 
-@pytest.mark.parametrize("text", ["version = 4\n", "version = [\n", "proxy_plugins = 1\n"])
+@pytest.mark.parametrize("text", ["version = 5\n", "version = [\n", "proxy_plugins = 1\n"])
 def test_a_file_that_cannot_be_edited_stays(root: Path, current_release: Release, text: str) -> None:
     config = root / "etc/containerd/config.toml"
     config.write_text(text)

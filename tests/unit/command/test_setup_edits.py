@@ -73,6 +73,7 @@ def test_version_1_keeps_its_own_plugin_names() -> None:
 def test_an_empty_file_becomes_the_version_of_its_containerd() -> None:
     assert changed("", wanted((1, 6)))[1]["version"] == 2
     assert changed("", wanted((2, 1)))[1]["version"] == 3
+    assert changed("", wanted((2, 3)))[1]["version"] == 4
 
 
 def test_the_transfer_service_keeps_overlayfs() -> None:
@@ -110,7 +111,7 @@ def test_a_second_time_changes_nothing(text: str, cri: Cri) -> None:
 @pytest.mark.parametrize(
     ("text", "release", "cri"),
     [
-        ("version = 4\n", (2, 1), Cri.NONE),
+        ("version = 5\n", (2, 1), Cri.NONE),
         ("version = [\n", (2, 1), Cri.NONE),
         (V1, (2, 0), Cri.NONE),
         (V2, (1, 6), Cri.RUNTIME_CLASS),
