@@ -94,6 +94,7 @@ def zoo_entries() -> list[Member]:
         Member(name=long_name, data=b"long"),
         Member(name="zoo/" + "ünïcödé", data=b"u"),
         Member(name="zoo/with space\tand tab", data=b"s"),
+        Member(name="zoo/many"),
         *(Member(name=f"zoo/many/{number:04}", data=b"%d" % number, mode=0o644) for number in range(1500)),
         Member(name="zoo/opaque"),
         Member(name="zoo/opaque/below", data=b"hidden by the next layer"),

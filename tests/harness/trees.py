@@ -1,10 +1,17 @@
-"""What a tree looks like in every attribute, taken with the container's own root file system mounted on the host."""
+"""What a tree looks like in every attribute, taken with an image's snapshot mounted on the host."""
 
+import contextlib
 import hashlib
+import json
 import os
+import secrets
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastpull.lab.containerd import Containerd
+from fastpull.lab.process import CommandFailed, run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,3 +82,36 @@ def differences(left: dict[str, Node], right: dict[str, Node]) -> list[str]:
     lines += [f"{name!r}: only in the second" for name in sorted(right.keys() - left.keys())]
     common = sorted(left.keys() & right.keys())
     return lines + [f"{name!r}: {left[name]} / {right[name]}" for name in common if left[name] != right[name]]
+
+
+def chain_id(diff_ids: Sequence[str]) -> str:
+    """Name of the snapshot of a stack of layers (image-spec, config.md, "Layer ChainID")."""
+    chain, *rest = diff_ids
+    for diff_id in rest:
+        chain = f"sha256:{hashlib.sha256(f'{chain} {diff_id}'.encode()).hexdigest()}"
+    return chain
+
+
+@contextlib.contextmanager
+def mounted(containerd: Containerd, reference: str, snapshotter: str, point: Path) -> Iterator[Path]:
+    """A pulled image of one platform, mounted at `point` by what the snapshotter says, read-only.
+
+    Not by `ctr images mount`: containerd 2.x keeps a mount of its own behind until its next garbage collection.
+    """
+    row = next(line for line in containerd.ctr("images", "ls").splitlines() if line.split()[:1] == [reference])
+    manifest = json.loads(containerd.ctr("content", "get", row.split()[2]))
+    config = json.loads(containerd.ctr("content", "get", manifest["config"]["digest"]))
+    key = f"look-{secrets.token_hex(4)}"
+    snapshots = ["snapshots", "--snapshotter", snapshotter]
+    containerd.ctr(*snapshots, "view", key, chain_id(config["rootfs"]["diff_ids"]))
+    try:
+        point.mkdir()
+        run(["sh", "-c", containerd.ctr(*snapshots, "mounts", str(point), key)])
+        try:
+            yield point
+        finally:
+            run(["umount", str(point)])
+    finally:
+        # Nothing roots a view that ctr made: garbage collection may have been quicker.
+        with contextlib.suppress(CommandFailed):
+            containerd.ctr(*snapshots, "remove", key)

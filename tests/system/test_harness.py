@@ -102,13 +102,9 @@ def test_mounted_root_of_an_image_can_be_described(
     reference = registry.push_layout(image.layout, image.tag, "sample/zoo:1")
     with plain as containerd:
         containerd.pull(reference)
-        top = tmp_path / "root"
-        top.mkdir()
-        containerd.ctr("images", "mount", reference, str(top))
-        try:
+        with trees.mounted(containerd, reference, "overlayfs", tmp_path / "root") as top:
             tree = trees.describe(top)
-        finally:
-            containerd.ctr("images", "unmount", str(top))
+    assert containerd.left == []
     assert "zoo/removed" not in tree
     assert "zoo/opaque/below" not in tree
     assert tree["zoo/odd-size"].uid == 4_000_000_000
