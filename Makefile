@@ -40,7 +40,7 @@ proto: venv ## generate the gRPC stubs from proto/
 proto-check: venv ## fail if the committed stubs differ from proto/
 	$(PYTHON) proto/generate.py --check
 
-dist: venv ## build the wheel and the source archive into dist/
+dist: venv ## build the wheel into dist/
 	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what builds and tests wrote (keeps .venv and .tools)

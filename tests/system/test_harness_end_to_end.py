@@ -140,7 +140,7 @@ def test_killed_in_the_middle_of_a_read_fifty_times(
         link.reshape(LinkShape(rate_bits_s=KILL_RATE_BITS_S, rtt_ms=5))
         containerd.pull(reference, snapshotter="fastpull")
         read = start_reading(containerd, reference, turn)
-        wait_until(lambda: f"read{turn}" in containerd.ctr("tasks", "ls", "-q").split(), what="the reader")
+        wait_started(containerd, f"read{turn}")
         time.sleep(chance.uniform(0, 0.6))
         assert read.poll() is None, "the read was over too early to be interrupted"
         daemon.restart(kill=True)
@@ -163,3 +163,7 @@ def start_reading(containerd: PrivateContainerd, reference: str, turn: int) -> "
     environment = {**os.environ, **containerd.client_env()}
     pipe = subprocess.PIPE
     return subprocess.Popen([*command, *words], stdout=pipe, stderr=pipe, text=True, env=environment)
+
+
+def wait_started(containerd: PrivateContainerd, task: str) -> None:
+    wait_until(lambda: task in containerd.ctr("tasks", "ls", "-q").split(), what=task)
