@@ -4,6 +4,7 @@
 
     [fetcher]                     # fields of fetcher.FetcherConfig: data_plane, background_fill, ...
     [fetcher.governor]            # fields of fetcher.GovernorConfig: streams, fault_streams, ...
+    [profiles]                    # fields of fetcher.ProfilesConfig: record, push, window_s, ...
     [registry]                    # fields of fetcher.registry.RegistryConfig: plain_http, certs_dirs, ...
 
 What is not in the file has its default; what is in it and unknown, or of another type, is an error that names it.
@@ -34,10 +35,12 @@ DATA_PLANES: Final = ("auto", "fanotify", "fuse", "eager", "none")
 MAX_SOCKET_BYTES: Final = 107
 """unix(7): 108 with the terminating zero."""
 
+RECORD_MODES: Final = ("auto", "off")
+
 _IN_MOUNT_OPTIONS: Final = ":,\\"
 """Characters that mean something in overlayfs' options, so the root must not have them."""
 
-_NOT_IN_FILES: Final = frozenset({"environment", "credentials", "root", "run", "registry"})
+_NOT_IN_FILES: Final = frozenset({"environment", "credentials", "root", "run", "registry", "profiles"})
 """Fields of the nested dataclasses that are derived, or must not lie in a file."""
 
 
@@ -78,12 +81,14 @@ def load(path: Path | None, environment: Mapping[str, str], overrides: Mapping[s
     document = _read(path if path is not None else DEFAULT_FILE, needed=path is not None)
     registry = _build(RegistryConfig.from_environment(environment), document.pop("registry", {}), "registry")
     fetcher_table = document.pop("fetcher", {})
+    profiles_table = document.pop("profiles", {})
     config = _build(DaemonConfig(), document, "")
     given = {name: value for name, value in overrides.items() if value is not None}
     plane = given.pop("data_plane", None)
     config = replace(config, **given)
     fetcher = FetcherConfig(registry=registry, root=config.root, run=config.run_dir)
     fetcher = _build(fetcher, fetcher_table, "fetcher")
+    fetcher = replace(fetcher, profiles=_build(fetcher.profiles, profiles_table, "profiles"))
     if plane is not None:
         fetcher = replace(fetcher, data_plane=plane)
     return _checked(replace(config, fetcher=fetcher))
@@ -110,6 +115,8 @@ def _checked(config: DaemonConfig) -> DaemonConfig:
         raise ConfigError(f"log_level: {config.log_level!r} is none of {', '.join(LOG_LEVELS)}")
     if config.fetcher.data_plane not in DATA_PLANES:
         raise ConfigError(f"fetcher.data_plane: {config.fetcher.data_plane!r} is none of {', '.join(DATA_PLANES)}")
+    if config.fetcher.profiles.record not in RECORD_MODES:
+        raise ConfigError(f"profiles.record: {config.fetcher.profiles.record!r} is none of {', '.join(RECORD_MODES)}")
     return config
 
 

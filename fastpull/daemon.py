@@ -22,6 +22,7 @@ import uvloop
 
 from fastpull import admin
 from fastpull.admin_fetcher import FetcherRoutes
+from fastpull.admin_profiles import ProfileRoutes
 from fastpull.config import DATA_PLANES, LOG_LEVELS, ConfigError, DaemonConfig, load
 from fastpull.registry_hosts import RegistryHosts
 from fetcher.node import Fetcher
@@ -136,7 +137,7 @@ async def start(config: DaemonConfig, stack: contextlib.AsyncExitStack) -> None:
     await core.start(mounted)
     stack.push_async_callback(core.stop)
     calls = await stack.enter_async_context(serve_grpc(core, config.socket))
-    routes = [] if fetcher is None else FetcherRoutes(fetcher).routes()
+    routes = [] if fetcher is None else [*FetcherRoutes(fetcher).routes(), *ProfileRoutes(fetcher.profiles).routes()]
     await stack.enter_async_context(admin.serve(admin.Admin(core, calls, status, routes), config.admin_socket))
 
 

@@ -6,11 +6,15 @@ import asyncio
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from fetcher.model import ImageHint
 from fetcher.profile import MAX_DURATION_MS, MAX_READS, Profile, Read
 from layerformat.digest import DiffID, Digest
+
+#: A recording that sees no read for so long is given up.
+ARMED_S = 3600.0
 
 
 class RangeSet:
@@ -41,11 +45,13 @@ class RangeSet:
 class Recording:
     """The reads of one start. Runs from the first read; the owner decides when it is over."""
 
-    def __init__(self, image: ImageHint, *, requested: bool, partial: bool) -> None:
+    def __init__(self, image: ImageHint, *, requested: bool, partial: bool, window_s: float) -> None:
         """``partial``: a layer was in use before, so that what is in the page cache is missing here."""
         self.image = image
         self.requested = requested
         self.partial = partial
+        self.window_s = window_s
+        self.timer: asyncio.Timeout | None = None
         self.begun = asyncio.Event()  # the first read came, or there will be none
         self.stopped = asyncio.Event()
         self.saved: asyncio.Future[Profile | None] = asyncio.get_running_loop().create_future()
@@ -87,6 +93,20 @@ class Recording:
             self._reads[-1] = Read(layer, last.offset, last.length + end - start)
         elif len(self._reads) < MAX_READS:
             self._reads.append(Read(layer, start, end - start))
+
+    def request(self, window_s: float) -> None:
+        """Somebody asks for what began by itself; it may take so long from now on."""
+        self.requested, self.window_s = True, window_s
+        if self.timer is not None and not self.timer.expired():
+            self.timer.reschedule(asyncio.get_running_loop().time() + window_s)
+
+    async def over(self) -> None:
+        """Returns when it is stopped or its time is up. The time runs from the first read: a pull may come before."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ARMED_S):
+                await self.begun.wait()
+            async with asyncio.timeout(self.window_s) as self.timer:
+                await self.stopped.wait()
 
     def stop(self) -> None:
         """Nothing more is taken in."""

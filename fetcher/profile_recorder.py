@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -24,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 #: Recordings under way at most.
 MAX_RECORDINGS = 32
+#: The longest a recording may be asked to take.
+MAX_WINDOW_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +77,13 @@ class Recorder:
     def begin_automatically(self, manifest: Digest, hint: ImageHint) -> None:
         """An image without a profile is about to be mounted for the first time."""
         if self._config.record == "auto" and self._node.reports_reads:
-            self._begin(manifest, hint, requested=False)
+            self._begin(manifest, hint, requested=False, window_s=self._config.window_s)
 
-    def start(self, manifest: Digest, hint: ImageHint) -> RecordingStarted:
-        """Record from now on, by request. Raises ProfileError when that cannot be."""
+    def start(self, manifest: Digest, hint: ImageHint, window_s: float | None) -> RecordingStarted:
+        """Record from now on, by request, for ``window_s`` from the first read. Raises ProfileError if it cannot be."""
+        window_s = self._config.window_s if window_s is None else window_s
+        if not 0 < window_s <= MAX_WINDOW_S:
+            raise ProfileError(f"a recording takes up to {MAX_WINDOW_S:.0f} s, not {window_s}")
         if not self._node.reports_reads:
             raise ProfileError("this data plane sees no reads")
         before = self._mounted(hint)
@@ -88,8 +92,8 @@ class Recorder:
         if running is not None and running.requested:
             raise ProfileError("a recording of this image is on already")
         if running is not None:
-            running.requested = True  # it began by itself a moment ago, with the start that was meant
-        elif self._begin(manifest, hint, requested=True) is None:
+            running.request(window_s)  # it began a moment ago, with the start that was meant
+        elif self._begin(manifest, hint, requested=True, window_s=window_s) is None:
             raise ProfileError(f"{MAX_RECORDINGS} recordings are on already")
         return RecordingStarted(manifest=manifest, layers=len(hint.layers), mounted=len(before), silent=len(silent))
 
@@ -97,21 +101,17 @@ class Recorder:
         layers = [layer for ref in hint.layers if (layer := self._node.layer(ref.digest)) is not None]
         return [layer for layer in layers if layer.mount_point.is_mount()]
 
-    def _begin(self, manifest: Digest, hint: ImageHint, *, requested: bool) -> Recording | None:
+    def _begin(self, manifest: Digest, hint: ImageHint, *, requested: bool, window_s: float) -> Recording | None:
         if manifest in self._recordings or len(self._recordings) >= MAX_RECORDINGS:
             return None
-        recording = Recording(hint, requested=requested, partial=bool(self._mounted(hint)))
+        recording = Recording(hint, requested=requested, partial=bool(self._mounted(hint)), window_s=window_s)
         self._recordings[manifest] = recording
         self._tasks.start(self._follow(manifest, recording), f"record {manifest[7:19]}")
         log.info("profile_recording", manifest=manifest, requested=requested, partial=recording.partial)
         return recording
 
     async def _follow(self, manifest: Digest, recording: Recording) -> None:
-        """Until it is stopped, or its time is up. The time runs from the first read: a pull may come long before."""
-        await recording.begun.wait()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._config.window_s):
-                await recording.stopped.wait()
+        await recording.over()
         await self._finish(manifest, recording)
         saved = await asyncio.shield(recording.saved)
         if saved is not None and self._config.push and not recording.partial:

@@ -114,13 +114,13 @@ class Profiles:
 
     # What people ask.
 
-    def start(self, manifest: Digest, hint: ImageHint | None) -> RecordingStarted:
+    def start(self, manifest: Digest, hint: ImageHint | None, window_s: float | None = None) -> RecordingStarted:
         """Record from now on. ``hint`` is needed for an image that was not announced. Raises ProfileError."""
         image = self._images.get(manifest)
         found = hint or (image.hint if image is not None else None)
         if found is None or not found.layers:
             raise ProfileError("the image was not announced to this node, and none of its layers is named")
-        return self._recorder.start(manifest, found)
+        return self._recorder.start(manifest, found, window_s)
 
     async def stop(self, manifest: Digest) -> Profile | None:
         """End a recording; the node's profile of the image, None if nothing was read. Raises ProfileError."""
