@@ -111,6 +111,8 @@ class PaddedTar:
         self._input = _Input(read)
         self.tree = LayerTree()
         self.size = 0
+        #: The last file ended at the end of a block of the tar, but not of a page: the next header follows at once.
+        self._ends_in_page = False
 
     def __iter__(self) -> Iterator[Piece]:
         for piece in self._pieces():
@@ -177,10 +179,14 @@ class PaddedTar:
             yield from self._pax_sparse(group, header, records, version)
         else:
             main = as_regular(header.raw, size) if header.typeflag == CONTTYPE else header.raw
-            yield Piece(group.render(main, self.size, align=size > 0))
+            yield self._headers(group, main, align=size > 0)
             self._remember(header, records, size)
             yield from self._copied(size, size)
             yield Piece(self._input.padding(padding(size)))
+
+    def _headers(self, group: HeaderGroup, main: bytes, *, align: bool) -> Piece:
+        after_data, self._ends_in_page = self._ends_in_page, False
+        return Piece(group.render(main, self.size, align=align, after_data=after_data))
 
     def _pax_sparse(self, group: HeaderGroup, header: TarHeader, records: Records, version: str) -> Iterator[Piece]:
         stored = header.size
@@ -214,7 +220,7 @@ class PaddedTar:
         if not 0 <= real < _MAX_SIZE:
             raise MalformedLayer(f"sparse file {_show(header.name)}: impossible size {real}")
         sparse.check_extents(extents, real, stored)
-        yield Piece(group.render(as_regular(header.raw, real), self.size, align=real > 0))
+        yield self._headers(group, as_regular(header.raw, real), align=real > 0)
         self._remember(header, records, real)
         position = 0
         for offset, length in [*extents, (real, 0)]:
@@ -233,6 +239,7 @@ class PaddedTar:
 
     def _remember(self, header: TarHeader, records: Records, size: int) -> None:
         """Called when the headers are out: `self.size` is then where the data starts."""
+        self._ends_in_page = size % BLOCK == 0 and size % ALIGNMENT != 0
         self.tree.add(
             Member(
                 name=header.name,

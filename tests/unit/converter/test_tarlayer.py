@@ -256,3 +256,30 @@ SPARSE = [(b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"), (b"GNU.spars
 def test_damage_is_one_clear_error(source: bytes, message: str) -> None:
     with pytest.raises(MalformedLayer, match=message):
         padded(source)
+
+
+@pytest.mark.parametrize("size", [512, 1024, 4096 - 512, 4096 + 512])
+@pytest.mark.parametrize(
+    "following",
+    [
+        entry(b"d/", typeflag=b"5"),
+        entry(b"g", b"data"),
+        entry(b"empty", b""),
+        pax_entry([(b"SCHILY.xattr.user.k", b"v")]) + entry(b"g", b"data"),
+        pax_entry([(b"comment", b"global")], b"g") + entry(b"p", typeflag=b"6"),
+        entry(b"././@LongLink", b"n" * 120 + b"\0", typeflag=b"L") + entry(b"n" * 100, b"data"),
+    ],
+)
+def test_a_file_that_ends_inside_a_page_is_followed_by_nul(size: int, following: bytes) -> None:
+    """Who maps it as text finds its end there: the page holds the next header's first byte."""
+    out, entries = padded(entry(b"f", b"x" * size) + following + END)
+    (first,) = [one for one in entries if one.path == b"f"]
+    assert first.data_offset is not None
+    assert out[first.data_offset + size] == 0
+    again, same = padded(out)
+    assert again == out, "padding a padded tar changes nothing"
+    assert same == entries
+    listed = subprocess.run(["tar", "-tf", "-"], input=out, capture_output=True, check=True)
+    assert not listed.stderr
+    with tarfile.open(fileobj=io.BytesIO(out)) as archive:
+        assert len(archive.getnames()) == 2
