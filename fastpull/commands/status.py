@@ -139,7 +139,7 @@ def _headline(daemon: Daemon) -> Text:
     mean_ms = daemon.fault_wait_s / daemon.faults * 1000 if daemon.faults else 0.0
     text = Text()
     text.append("now  ", style="bold")
-    text.append(f"{in_rate(daemon.rate_bytes_per_s)}, {waiting} reads waiting\n")
+    text.append(f"{in_rate(daemon.rate_bytes_per_s)}, {waiting} read{'s' * (waiting != 1)} waiting\n")
     text.append("all  ", style="bold")
     text.append(f"{in_bytes(fetched)} fetched since the daemon started; {daemon.faults} reads waited")
     text.append(f", {mean_ms:.0f} ms on average\n" if daemon.faults else "\n")
@@ -177,7 +177,7 @@ def _row(layer: LayerLine) -> list[RenderableType]:
         in_bytes(layer.fetched_bytes) if layer.lazy else "",
         str(layer.waiting) if layer.waiting else "",
         Text(layer.why, style=style),
-        Text(", ".join(layer.sources)),
+        Text(", ".join(dict.fromkeys(source.partition("/")[0] for source in layer.sources))),
     ]
 
 

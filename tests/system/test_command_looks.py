@@ -1,7 +1,10 @@
 """The commands that look: status, inspect, verify, auth check, doctor; against the real thing."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,17 @@ def test_status_tells_lazy_from_ordinary_and_why(fastpull: CommandLine) -> None:
     assert "2 of 2 layers lazy" in told
     assert fastpull.registry.host in told
     fastpull("status", *fastpull.where(), "no-such:image", status=3)
+
+
+def test_status_watch_goes_on_until_it_is_interrupted(fastpull: CommandLine) -> None:
+    image = fastpull.push_converted("app:1")
+    fastpull("run", "--rm", "--net=host", image, "sh", "-c", "true")
+    watching = fastpull.begin("status", "--watch", *fastpull.where(), image)
+    time.sleep(3)
+    assert watching.poll() is None
+    os.killpg(watching.pid, signal.SIGINT)
+    out, err = watching.communicate(timeout=20)
+    assert watching.returncode == 130 and "2 of 2 layers lazy" in out and "Traceback" not in err
 
 
 def test_status_without_a_daemon_is_one_line_and_a_hint(fastpull: CommandLine) -> None:
@@ -111,3 +125,21 @@ def test_output_has_no_colour_when_not_wanted(fastpull: CommandLine) -> None:
     terminal = {**fastpull.env(), "TERM": "xterm-256color"}
     assert "\x1b[1m" in run(["/bin/sh", "-c", script], env=terminal)
     assert "\x1b[3" not in run(["/bin/sh", "-c", script], env={**terminal, "NO_COLOR": "1"})
+
+
+def test_report_tells_of_one_start(fastpull: CommandLine, tmp_path: Path) -> None:
+    image = fastpull.push_converted("app:1")
+    fastpull("run", "--name", "seen", "--net=host", image, "sha256sum", "/noise")
+    out, data = tmp_path / "start.html", tmp_path / "start.json"
+    where = [*fastpull.where(), "--root", str(fastpull.daemon.root), "-o", str(out), "--json", str(data)]
+    assert "reads" in fastpull("report", *where, image).stdout
+    document = json.loads(data.read_text())
+    assert {"/noise", "/bin/busybox"} <= {use["path"] for use in document["files"]}
+    noise = next(use for use in document["files"] if use["path"] == "/noise")
+    assert noise["bytes"] == 2 << 20 and noise["layer"] == 1
+    assert document["read_bytes"] >= noise["bytes"] and sum(document["fetched"].values()) > 0
+    assert "/noise" in out.read_text()
+    fastpull("report", *where, "seen")
+    assert json.loads(data.read_text())["image"] == image
+    unread = fastpull.push_converted("unread:1")
+    fastpull("report", *where, unread, status=3)

@@ -1,0 +1,138 @@
+"""The figures of a start, and what they say should be changed. Pure."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastpull.amounts import in_bytes
+from fastpull.start_report.trace import FileMap, Trace, distinct_bytes
+from fastpull.status_view import ImageLines
+
+_SHOWN_FILES = 15
+_MANY_WAITS = 20
+_FEW_READ = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileUse:
+    """What was read of one file: how often, how many distinct bytes, how many of the reads waited."""
+
+    path: str
+    layer: int
+    reads: int
+    bytes: int
+    waits: int
+    first_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """The figures. Bytes of `read_bytes` are of the unpacked image; those of `fetched` are compressed, by reason."""
+
+    image: str
+    trace: Trace
+    layers: ImageLines
+    reads: int
+    waits: int
+    read_bytes: int
+    image_bytes: int
+    frame_bytes: int
+    fetched: Mapping[str, int]
+    mean_wait_ms: float | None
+    files: tuple[FileUse, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def used(self) -> float | None:
+        """Of the (unpacked) bytes of the pieces the start needed, the share it really read; 0 to 1."""
+        return self.read_bytes / self.frame_bytes if self.frame_bytes else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, the reads included."""
+        document = asdict(self)
+        document["trace"]["reads"] = [list(asdict(read).values()) for read in self.trace.reads]
+        document["trace"]["columns"] = ["at_s", "layer", "offset", "count", "waited"]
+        return {**document, "used": self.used}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What the figures are made from. `frame_bytes_of` by layer number; the file maps by layer number too."""
+
+    lines: ImageLines
+    files: Mapping[int, FileMap]
+    frame_bytes: int
+    fetched: Mapping[str, int]
+    mean_wait_ms: float | None
+
+
+def find(trace: Trace, inputs: Inputs) -> Findings:
+    """The figures of one start."""
+    ranges = _by_layer(trace)
+    read_bytes = sum(distinct_bytes(rows) for rows in ranges.values())
+    waits = sum(read.waited for read in trace.reads)
+    return Findings(
+        image=inputs.lines.name,
+        trace=trace,
+        layers=inputs.lines,
+        reads=len(trace.reads),
+        waits=waits,
+        read_bytes=read_bytes,
+        image_bytes=sum(layer.total_bytes for layer in inputs.lines.layers),
+        frame_bytes=inputs.frame_bytes,
+        fetched=inputs.fetched,
+        mean_wait_ms=inputs.mean_wait_ms,
+        files=_files(trace, inputs.files),
+        advice=tuple(_advice(inputs, waits, read_bytes)),
+    )
+
+
+def _by_layer(trace: Trace) -> Mapping[int, list[tuple[int, int]]]:
+    ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for read in trace.reads:
+        ranges[read.layer].append((read.offset, read.offset + read.count))
+    return ranges
+
+
+def _files(trace: Trace, maps: Mapping[int, FileMap]) -> tuple[FileUse, ...]:
+    """The files with most waits, then most bytes."""
+    grouped: dict[tuple[int, str], list[Any]] = defaultdict(list)
+    for read in trace.reads:
+        path = maps[read.layer].at(read.offset) if read.layer in maps else None
+        grouped[read.layer, path or "(directories and names)"].append(read)
+    uses = [
+        FileUse(
+            path=path,
+            layer=layer,
+            reads=len(reads),
+            bytes=distinct_bytes((read.offset, read.offset + read.count) for read in reads),
+            waits=sum(read.waited for read in reads),
+            first_s=reads[0].at_s,
+        )
+        for (layer, path), reads in grouped.items()
+    ]
+    uses.sort(key=lambda use: (use.waits, use.bytes), reverse=True)
+    return tuple(uses[:_SHOWN_FILES])
+
+
+def _advice(inputs: Inputs, waits: int, read_bytes: int) -> Sequence[str]:
+    said = []
+    ordinary = [layer for layer in inputs.lines.layers if not layer.lazy]
+    if ordinary:
+        size = in_bytes(sum(layer.size for layer in ordinary))
+        why = ordinary[0].why
+        said.append(
+            f"{len(ordinary)} layers ({size}) were not lazy ({why}). Convert the image: fastpull convert SRC DST"
+        )
+    prefetched = inputs.fetched.get("prefetch", 0)
+    if waits > _MANY_WAITS and not prefetched:
+        said.append(
+            f"{waits} reads waited for the network, and no profile told what comes next. Record one of this start."
+        )
+    elif waits > _MANY_WAITS:
+        said.append(f"{waits} reads waited although a profile was used: it is of another start. Record it again.")
+    if inputs.frame_bytes and read_bytes / inputs.frame_bytes < _FEW_READ:
+        share = f"{read_bytes / inputs.frame_bytes * 100:.0f} %"
+        said.append(f"Only {share} of what had to be fetched was read. Convert the image along its profile.")
+    return said or ["Nothing stands out: this start read what it fetched, and seldom waited."]
