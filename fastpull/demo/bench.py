@@ -1,10 +1,11 @@
 """The demo's laboratory: a registry behind a slow link that stays, and for each start a fresh containerd and daemon."""
 
 import asyncio
+import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,19 @@ class Mode:
     name: str
     snapshotter: str
     reference: str
+    daemon_config: str = ""
+    """More of the daemon's TOML."""
+    containerd_environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A start, and what is known of it besides: times of its beginning and end are on the monotonic clock."""
+
+    start: ColdStart
+    cpu_to_ready_s: float
+    requested_s: float
+    ended_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +77,14 @@ class WatchedNerdctl(Nerdctl):
 
 
 class Bench:
-    """Images are pushed once; `cold_start` may be called any number of times."""
+    """Images are pushed once; `cold_start` and `node` may be called any number of times."""
 
     def __init__(self, workspace: Workspace, link: ShapedLink, registry: Registry, say: Say) -> None:
         self.workspace = workspace
         self.link = link
         self.registry = registry
         self._say = say
-        self._starts = 0
+        self._nodes = 0
 
     def release(self) -> Release:
         """The containerd to use. Raises `LabError` when there is none."""
@@ -84,6 +98,8 @@ class Bench:
         reference = self.registry.reference(name)
         origin = source if source.startswith(("oci:", "oci-archive:", "docker-archive:")) else f"docker://{source}"
         skopeo = [str(tools.find("skopeo")), "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]
+        if source.startswith(f"{self.registry.host}/"):
+            skopeo.append("--src-tls-verify=false")
         run([*skopeo, origin, f"docker://{reference}"], timeout_s=CONVERT_TIMEOUT_S)
         return reference
 
@@ -100,57 +116,106 @@ class Bench:
 
     def cold_start(self, mode: Mode, workload: Workload) -> ColdStart:
         """Start once from nothing: new containerd and daemon, page cache dropped, the registry's blobs read into it."""
-        self._starts += 1
-        number = self._starts
-        containerd_name, daemon_name = f"c{number}", f"f{number}"
-        address = self.workspace.path / containerd_name / "c.sock"
-        config = daemon_config(self.registry)
+        with self.node(mode) as node:
+            self.make_cold()
+            return node.start(mode, workload).start
+
+    @contextlib.contextmanager
+    def node(self, mode: Mode) -> Iterator["Node"]:
+        """A containerd and a daemon that know nothing yet, as `mode` wants them; then gone with what they stored."""
+        self._nodes += 1
+        names = f"c{self._nodes}", f"f{self._nodes}"
+        address = self.workspace.path / names[0] / "c.sock"
+        config = daemon_config(self.registry) + mode.daemon_config
         try:
             with (
-                Daemon(self.workspace, containerd_address=address, config=config, name=daemon_name) as daemon,
-                self._containerd(containerd_name, daemon) as containerd,
+                Daemon(self.workspace, containerd_address=address, config=config, name=names[1]) as daemon,
+                self._containerd(names[0], daemon, mode) as containerd,
             ):
-                drop_page_cache()
-                self.registry.warm()
-                return self._watch(daemon, containerd, mode, workload)
+                yield Node(self.link, daemon, containerd)
         finally:
             if not self.workspace.keep:
-                for name in (containerd_name, daemon_name):
+                for name in names:
                     shutil.rmtree(self.workspace.path / name, ignore_errors=True)
 
-    def _containerd(self, name: str, daemon: Daemon) -> Containerd:
-        return Containerd(
-            self.workspace,
-            self.release(),
-            proxies={"fastpull": daemon.proxy},
-            hosts_dir=self.registry.hosts_dir(),
-            name=name,
-        )
+    def make_cold(self) -> None:
+        """Nothing in the page cache but the registry's blobs: its disk is no part of what is measured."""
+        drop_page_cache()
+        self.registry.warm()
 
-    def _watch(self, daemon: Daemon, containerd: Containerd, mode: Mode, workload: Workload) -> ColdStart:
-        nerdctl = self._nerdctl(containerd)
-        idle = cost_of(daemon.pid)
-        start = _start(mode, workload, free_port())
-        with Sampler(self.link.received_bytes) as sampler:
+    def _containerd(self, name: str, daemon: Daemon, mode: Mode) -> Containerd:
+        # containerd's environment is the workspace's; what a mode adds must not stay for the next.
+        plain = dict(self.workspace.env)
+        self.workspace.env.update(mode.containerd_environment)
+        try:
+            return Containerd(
+                self.workspace,
+                self.release(),
+                proxies={"fastpull": daemon.proxy},
+                hosts_dir=self.registry.hosts_dir(),
+                name=name,
+            )
+        finally:
+            self.workspace.env.clear()
+            self.workspace.env.update(plain)
+
+
+class Node:
+    """One containerd and one daemon; starts on it share what they store."""
+
+    def __init__(self, link: ShapedLink, daemon: Daemon, containerd: Containerd) -> None:
+        self.link = link
+        self.daemon = daemon
+        self.containerd = containerd
+
+    def start(self, mode: Mode, workload: Workload) -> Observed:
+        """Start the workload once, and wait until nothing more comes over the link. The container is gone then."""
+        nerdctl = self._nerdctl()
+        pid = self.daemon.pid
+        idle = cost_of(pid)
+        wanted = _start(mode, workload, free_port())
+        with Sampler(self.link.received_bytes) as traffic, Sampler(CpuCounter(pid)) as cpu:
             try:
-                sample = asyncio.run(measure(nerdctl, start))
+                sample = asyncio.run(measure(nerdctl, wanted))
             except Exception as problem:
-                log = (containerd.dir / "nerdctl.log").read_text(errors="replace")[-2000:]
+                log = (self.containerd.dir / "nerdctl.log").read_text(errors="replace")[-2000:]
                 raise LabError(f"{mode.name}: {problem}\n{log}") from problem
-            if not sampler.wait_quiet(quiet_s=QUIET_S, timeout_s=READY_LIMIT_S):
+            ended_s = time.monotonic()
+            if not traffic.wait_quiet(quiet_s=QUIET_S, timeout_s=READY_LIMIT_S):
                 raise LabError(f"{mode.name}: the registry is still being read after {READY_LIMIT_S} s")
-        return _evaluate(mode, sample, sampler.curve, nerdctl.requested_s[0], idle, cost_of(daemon.pid))
+        requested_s = nerdctl.requested_s[0]
+        start = _evaluate(mode, sample, traffic.curve, requested_s, idle, cost_of(pid))
+        cpu_s = (cpu.curve.at(requested_s + start.ready_s) - cpu.curve.at(requested_s)) / CpuCounter.UNITS_PER_S
+        return Observed(start=start, cpu_to_ready_s=cpu_s, requested_s=requested_s, ended_s=ended_s)
 
-    def _nerdctl(self, containerd: Containerd) -> WatchedNerdctl:
+    def _nerdctl(self) -> WatchedNerdctl:
         """nerdctl as `measure` calls it, its output in a file: containers' ids are no part of the demo."""
-        binary, *options = containerd.nerdctl_argv()
-        quiet = containerd.dir / "nerdctl.sh"
-        environment = " ".join(f"{name}='{value}'" for name, value in containerd.client_env().items())
-        log = containerd.dir / "nerdctl.log"
+        binary, *options = self.containerd.nerdctl_argv()
+        quiet = self.containerd.dir / "nerdctl.sh"
+        environment = " ".join(f"{name}='{value}'" for name, value in self.containerd.client_env().items())
+        log = self.containerd.dir / "nerdctl.log"
         quiet.write_text(f'#!/bin/sh\n{environment} exec {binary} "$@" >>{log} 2>&1\n')
         quiet.chmod(0o755)
         log.touch()
         return WatchedNerdctl(binary=quiet, options=tuple(options))
+
+
+class CpuCounter:
+    """CPU time of a process and its children, for a `Sampler`; that asks more often than pays."""
+
+    UNITS_PER_S = 1000
+    _EVERY = 5
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._asked = 0
+        self._last = 0
+
+    def __call__(self) -> int:
+        if self._asked % self._EVERY == 0:
+            self._last = int(cost_of(self._pid).cpu_s * self.UNITS_PER_S)
+        self._asked += 1
+        return self._last
 
 
 def _start(mode: Mode, workload: Workload, port: int) -> Start:

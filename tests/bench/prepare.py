@@ -1,0 +1,138 @@
+"""An image made ready in the registry: as it is, converted, with its profile beside it, and cut along its profile."""
+
+import asyncio
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fastpull.demo.bench import CONVERT_TIMEOUT_S, Bench, Mode, Workload
+from fastpull.demo.image import Layout
+from fastpull.lab.network import LinkShape, ShapedLink
+from fastpull.lab.process import LabError, run
+from fastpull.lab.registry import Registry
+from fastpull.lab.workspace import Workspace
+from fetcher import profile_registry
+from fetcher.profile import decode_profile
+from fetcher.registry import Reference, RegistryClient, RegistryConfig
+from tests.bench.admin import ask
+from tests.bench.images import TAG, kept
+from tests.bench.setting import Setting
+from tests.bench.touched import Touched, touched_by
+
+TOP = Path(__file__).resolve().parents[2]
+# Longer than any start: the recording is ended by request.
+_RECORDING = "[profiles]\nwindow_s = 3000.0\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """References in the registry; `layout` is the converted image on this disk. The last three need a profile."""
+
+    layout: Layout
+    plain: str
+    converted: str
+    profiled: str = ""
+    along: str = ""
+    touched: Touched | None = None
+
+
+@contextmanager
+def laboratory(setting: Setting) -> Iterator[Bench]:
+    """Registry and link for one workload."""
+    with (
+        Workspace(keep=setting.keep) as space,
+        ShapedLink(setting.shape) as link,
+        Registry(space, link) as registry,
+    ):
+        yield Bench(space, link, registry, setting.say)
+    for line in space.left:
+        setting.say(f"swept up: {line}")
+
+
+@contextmanager
+def full_rate(bench: Bench) -> Iterator[None]:
+    """The link without its rate limit: for what is prepared, not measured."""
+    shape = bench.link.shape
+    bench.link.reshape(LinkShape(rtt_ms=shape.rtt_ms))
+    try:
+        yield
+    finally:
+        bench.link.reshape(shape)
+
+
+def converted(cache: Path, image: Layout) -> Layout:
+    """The image converted, kept for as long as neither it nor the converter's code changes."""
+    code = hashlib.sha256()
+    for package in ("converter", "layerformat"):
+        for source in sorted((TOP / package).rglob("*.py")):
+            code.update(source.read_bytes())
+
+    def build(made: Path) -> None:
+        convert(str(image), f"oci:{made}:{TAG}")
+
+    name = image.directory.name.rpartition("-")[0]
+    return Layout(kept(cache, f"{name}-converted", (image.directory.name, code.hexdigest()), build), TAG)
+
+
+def convert(*words: str) -> None:
+    """`fastpull convert`, as the command that is installed beside this Python."""
+    command = [str(Path(sys.executable).with_name("fastpull")), "convert", *words]
+    run(command, timeout_s=CONVERT_TIMEOUT_S)
+
+
+def push(bench: Bench, setting: Setting, image: Layout) -> Prepared:
+    """The image as it is, and converted."""
+    setting.say("converting")
+    lazy = converted(setting.cache, image)
+    setting.say("pushing the image as it is, and converted")
+    with full_rate(bench):
+        plain = bench.push(str(image), "bench/plain:1")
+        return Prepared(layout=lazy, plain=plain, converted=bench.push(str(lazy), "bench/fastpull:1"))
+
+
+def learn(bench: Bench, setting: Setting, prepared: Prepared, workload: Workload) -> Prepared:
+    """Record one cold start; the image once more with that profile beside it, and once more cut along it."""
+    setting.say("recording a start")
+    touched = _record(bench, prepared.converted, workload)
+    along = bench.workspace.directory("along")
+    document = along / "ranges.json"
+    document.write_text(json.dumps({"layers": touched.ranges}))
+    setting.say("converting along the profile")
+    convert("--profile", str(document), str(prepared.layout), f"oci:{along}/layout:{TAG}")
+    setting.say("pushing both with their profile")
+    with full_rate(bench):
+        profiled = bench.push(prepared.converted, "bench/profiled:1")
+        cut = bench.push(str(Layout(along / "layout", TAG)), "bench/along:1")
+    shutil.rmtree(along)
+    for reference in (profiled, cut):
+        asyncio.run(_attach(bench, reference, touched.document))
+    return replace(prepared, profiled=profiled, along=cut, touched=touched)
+
+
+def _record(bench: Bench, reference: str, workload: Workload) -> Touched:
+    mode = Mode(name="recording", snapshotter="fastpull", reference=reference, daemon_config=_RECORDING)
+    with bench.node(mode) as node:
+        bench.make_cold()
+        node.start(mode, workload)
+        listed = ask(node.daemon.run_dir, "/v1/profiles")["profiles"]
+        recording = [row["manifest"] for row in listed if row["recording"]]
+        if len(recording) != 1:
+            raise LabError(f"{len(recording)} recordings are on, not one")
+        document = ask(node.daemon.run_dir, f"/v1/profiles/{recording[0]}/stop", "POST")
+        if document is None:
+            raise LabError("the start was recorded, but nothing was read")
+        return touched_by(document, node.daemon.root)
+
+
+async def _attach(bench: Bench, reference: str, document: bytes) -> None:
+    """The profile as a referrer of the image, where every node finds it."""
+    parsed = Reference.parse(reference)
+    config = RegistryConfig(certs_dirs=(), plain_http=frozenset({bench.registry.host}))
+    async with RegistryClient(config) as client:
+        manifest = (await client.resolve(parsed)).digest
+        await profile_registry.push(client, parsed.origin, manifest, decode_profile(document))

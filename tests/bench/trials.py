@@ -1,0 +1,87 @@
+"""Starts, one after another: each way of starting in its turn, each from nothing; and starts with everything local."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastpull.cold import drop_page_cache
+from fastpull.demo.bench import Bench, Mode, Node, Observed, Workload, in_turn
+from fastpull.demo.image import Say
+from fastpull.demo.results import ColdStart
+from tests.bench.admin import ask
+
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One start. What the daemon tells is as of the moment just after the container was removed."""
+
+    mode: str
+    start: ColdStart
+    cpu_to_ready_s: float
+    faults: int = 0
+    fault_wait_s: float = 0
+    events: int = 0
+    fetched: Mapping[str, int] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        own = {name: float(getattr(self, name)) for name in ("cpu_to_ready_s", "faults", "fault_wait_s", "events")}
+        return {**self.start.metrics(), **own}
+
+    def told(self) -> str:
+        start = self.start
+        text = (
+            f"{self.mode:>22}: started {start.container_start_s:6.2f} s, ready {start.ready_s:6.2f} s with "
+            f"{start.bytes_to_ready / MB:6.0f} MB, all {start.bytes_total / MB:6.0f} MB at {start.complete_s:6.2f} s"
+        )
+        if self.events or self.faults:
+            text += f"; CPU {self.cpu_to_ready_s:.1f} s, {self.faults} waits of {self.fault_wait_s:.1f} s in all"
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        curve = [[round(time_s, 3), count] for time_s, count in self.start.curve]
+        return {"mode": self.mode, **self.metrics(), "fetched": dict(self.fetched), "curve": _thinned(curve)}
+
+
+def _thinned(curve: list[Any], most: int = 600) -> list[Any]:
+    """Not more points than a picture has room for; the last one stays."""
+    step = max(1, len(curve) // most)
+    return curve[:-1:step] + curve[-1:]
+
+
+def trial(node: Node, mode: Mode, seen: Observed) -> Trial:
+    """A start with what the daemon says of it."""
+    fetcher = ask(node.daemon.run_dir, "/v1/status")["fetcher"] or {}
+    return Trial(
+        mode=mode.name,
+        start=seen.start,
+        cpu_to_ready_s=seen.cpu_to_ready_s,
+        faults=fetcher.get("faults", 0),
+        fault_wait_s=fetcher.get("fault_wait_s", 0),
+        events=fetcher.get("events", 0),
+        fetched=fetcher.get("fetched_bytes", {}),
+    )
+
+
+def cold(bench: Bench, modes: Sequence[Mode], workload: Workload, runs: int, say: Say) -> Iterator[Trial]:
+    """Each mode `runs` times, in turn, from nothing."""
+    for mode in in_turn(modes, runs):
+        with bench.node(mode) as node:
+            bench.make_cold()
+            result = trial(node, mode, node.start(mode, workload))
+        say(result.told())
+        yield result
+
+
+def local(bench: Bench, mode: Mode, workload: Workload, runs: int, say: Say) -> Iterator[Trial]:
+    """With the image on this disk in full: page cache dropped ("local, cold"), and right after that ("local, warm")."""
+    with bench.node(mode) as node:
+        node.start(mode, workload)
+        for _ in range(runs):
+            drop_page_cache()
+            for state in ("cold", "warm"):
+                named = replace(mode, name=f"{mode.name} local, {state}")
+                result = trial(node, named, node.start(named, workload))
+                say(result.told())
+                yield result
