@@ -16,6 +16,7 @@ from fastpull.setup.services import Services
 from fastpull.setup.unit import Paths
 
 _PATH = click.Path(path_type=Path)
+_DAEMON = "fastpull-snapshotter"
 
 EXAMPLES = """\b
 Examples:
@@ -144,9 +145,12 @@ def _ctr_beside(installation: Installation) -> str:
 
 
 def _daemon_program() -> str:
-    beside = Path(sys.argv[0]).absolute().with_name("fastpull-snapshotter")
-    return (
-        str(beside)
-        if beside.exists()
-        else shutil.which("fastpull-snapshotter") or "/usr/local/bin/fastpull-snapshotter"
-    )
+    """`fastpull-snapshotter` beside this command, which may itself have been called by a symbolic link."""
+    called = Path(sys.argv[0]).absolute()
+    for beside in (called.with_name(_DAEMON), called.resolve().with_name(_DAEMON)):
+        if beside.exists():
+            return str(beside)
+    found = shutil.which(_DAEMON)
+    if found is None:
+        raise Failure(f"{_DAEMON} was not found", hint="name it with --program", code=ExitCode.MISSING_TOOL)
+    return found

@@ -63,6 +63,14 @@ def test_install_and_uninstall_give_back_every_byte(root: Path, release: Release
     setup(*where(root, release), "--uninstall", status=3)
 
 
+def test_the_unit_names_the_daemon_beside_the_command(root: Path, current_release: Release, tmp_path: Path) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(FASTPULL)
+    subprocess.run([link, "setup", *where(root, current_release)], check=True, capture_output=True)
+    unit = (root / "etc/systemd/system/fastpull.service").read_text()
+    assert f"ExecStart={Path(FASTPULL).with_name('fastpull-snapshotter')} --config" in unit
+
+
 def test_a_second_setup_keeps_the_first_backup(root: Path, release: Release) -> None:
     before = contents(root)
     setup(*where(root, release))
