@@ -83,6 +83,7 @@ class Governor:
         self._meters: dict[str, Meter] = {}
         self._prefetch: dict[tuple[str, int], None] = {}
         self._active = dict.fromkeys(Priority, 0)
+        self._running: set[Run] = set()
         self._decoders = DecodePool(config.decode_workers)
         self._blocked_until: dict[str, float] = {}
         self._free_checked = (0.0, True)
@@ -254,7 +255,15 @@ class Governor:
 
     def _start(self, run: Run) -> None:
         self._active[run.priority] += 1
-        self._layer_tasks[run.layer.digest].start(self._carry_out(run), f"fetch {run.layer.short} {run.offset}")
+        self._running.add(run)
+        work = self._layer_tasks[run.layer.digest].start(self._carry_out(run), f"fetch {run.layer.short} {run.offset}")
+        # A task that is cancelled before its first step never comes to its `finally`.
+        work.add_done_callback(lambda _: self._stopped(run))
+
+    def _stopped(self, run: Run) -> None:
+        if run in self._running:
+            self._running.remove(run)
+            self._active[run.priority] -= 1
 
     async def _carry_out(self, run: Run) -> None:
         """Fetch a run and settle everything that depends on it."""
@@ -265,7 +274,7 @@ class Governor:
         except (SourceFailure, OSError) as error:
             failure = error
         finally:
-            self._active[run.priority] -= 1
+            self._stopped(run)
             queue.give_back(run)
         if failure is not None:
             self._handle_failure(run, queue, failure)
