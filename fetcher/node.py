@@ -136,8 +136,8 @@ class Fetcher:
 
     def _admission_ended(self, digest: Digest, task: asyncio.Task[Layer]) -> None:
         del self._admissions[digest]
-        if not task.cancelled() and task.exception() is None:
-            self._layers[digest] = task.result()
+        if not task.cancelled():
+            task.exception()  # it was told to whoever asked
 
     async def _fetch_index(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer:
         problems = []
@@ -149,6 +149,8 @@ class Fetcher:
             except (RegistryError, FormatError, TimeoutError) as error:
                 problems.append(f"{origin.host}/{origin.repository}: {error or 'timed out'}")
                 continue
+            # Here and not when the task has ended: who asks between the two must find one or the other.
+            self._layers[ref.digest] = layer
             log.info("layer_admitted", layer=ref.digest, frames=len(layer.frames), source=str(origin))
             return layer
         raise LayerUnavailable(f"layer {ref.digest}: " + ("; ".join(problems) or "no origin known"))
