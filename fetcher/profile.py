@@ -113,8 +113,9 @@ def decode_profile(data: bytes) -> Profile:
         raise ProfileError(f"is no JSON: {str(error)[:100]}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ProfileError("is no profile")
-    if document.get("version") != VERSION:
-        raise ProfileError(f"is of version {str(document.get('version'))[:20]}, not {VERSION}")
+    version = document.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ProfileError(f"is of version {str(version)[:20]}, not {VERSION}")
     layers = _layers(document.get("layers"))
     recordings = _integer(document.get("recordings"), "recordings", 1, MAX_RECORDINGS)
     reads = _reads(document.get("reads"), len(layers), recordings)
