@@ -102,16 +102,15 @@ def mounted(containerd: Containerd, reference: str, snapshotter: str, point: Pat
     manifest = json.loads(containerd.ctr("content", "get", row.split()[2]))
     config = json.loads(containerd.ctr("content", "get", manifest["config"]["digest"]))
     key = f"look-{secrets.token_hex(4)}"
+    chain = chain_id(config["rootfs"]["diff_ids"])
+    point.mkdir()
     snapshots = ["snapshots", "--snapshotter", snapshotter]
-    containerd.ctr(*snapshots, "view", key, chain_id(config["rootfs"]["diff_ids"]))
+    # Nothing roots a view that ctr made, so garbage collection may come at any time: one call makes it and tells how
+    # to mount it. What is mounted are the image's own layers, and those stay.
+    run(["sh", "-c", containerd.ctr(*snapshots, "view", "--target", str(point), key, chain)])
     try:
-        point.mkdir()
-        run(["sh", "-c", containerd.ctr(*snapshots, "mounts", str(point), key)])
-        try:
-            yield point
-        finally:
-            run(["umount", str(point)])
+        yield point
     finally:
-        # Nothing roots a view that ctr made: garbage collection may have been quicker.
+        run(["umount", str(point)])
         with contextlib.suppress(CommandFailed):
             containerd.ctr(*snapshots, "remove", key)
