@@ -6,7 +6,8 @@
 `POST /v1/profiles/{manifest}/start`  records from now on. An image that was not pulled yet is described in the body:
                                       `{"name", "layers": [annotations of each layer], "origins": [{"host",
                                       "repository"}], "window_s"}`, every member optional
-`POST /v1/profiles/{manifest}/stop`   ends the recording; answers the stored profile, or 204 when nothing was read
+`POST /v1/profiles/{manifest}/stop`   ends the recording; answers the stored profile, or 204 when nothing was read;
+                                      `?keep=0` throws the recording away
 
 Errors are `{"error": "..."}` with 400 (malformed), 404 (no such profile) or 409 (can not be done now).
 """
@@ -64,7 +65,7 @@ class ProfileRoutes:
         return web.json_response(asdict(self._profiles.start(manifest, *body)))
 
     async def stop(self, request: web.Request) -> web.Response:
-        profile = await self._profiles.stop(_manifest(request))
+        profile = await self._profiles.stop(_manifest(request), keep=request.query.get("keep") != "0")
         return web.Response(status=204) if profile is None else _document(profile)
 
 

@@ -52,6 +52,7 @@ class Recording:
         self.partial = partial
         self.window_s = window_s
         self.timer: asyncio.Timeout | None = None
+        self.keep = True
         self.begun = asyncio.Event()  # the first read came, or there will be none
         self.stopped = asyncio.Event()
         self.saved: asyncio.Future[Profile | None] = asyncio.get_running_loop().create_future()

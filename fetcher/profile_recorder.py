@@ -119,14 +119,15 @@ class Recorder:
 
     # Ending.
 
-    async def stop(self, manifest: Digest) -> Profile | None:
-        """End a recording; what the node's profile of the image now is, None if nothing was read.
+    async def stop(self, manifest: Digest, *, keep: bool = True) -> Profile | None:
+        """End a recording; what the node's profile of the image now is, None if nothing was read or it is not kept.
 
         Raises ProfileError when no recording is on.
         """
         recording = self._recordings.get(manifest)
         if recording is None:
             raise ProfileError("no recording of this image is on")
+        recording.keep = keep
         recording.stop()
         return await asyncio.shield(recording.saved)
 
@@ -168,7 +169,7 @@ class Recorder:
             recording.saved.set_result(saved)
 
     async def _save(self, manifest: Digest, recording: Recording) -> Profile | None:
-        fresh = recording.profile()
+        fresh = recording.profile() if recording.keep else None
         if fresh is None:
             log.info("profile_empty", manifest=manifest)
             return None

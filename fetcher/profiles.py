@@ -122,9 +122,12 @@ class Profiles:
             raise ProfileError("the image was not announced to this node, and none of its layers is named")
         return self._recorder.start(manifest, found, window_s)
 
-    async def stop(self, manifest: Digest) -> Profile | None:
-        """End a recording; the node's profile of the image, None if nothing was read. Raises ProfileError."""
-        return await self._recorder.stop(manifest)
+    async def stop(self, manifest: Digest, *, keep: bool = True) -> Profile | None:
+        """End a recording; the node's profile of the image, None if nothing was read or it is not kept.
+
+        Raises ProfileError when no recording is on.
+        """
+        return await self._recorder.stop(manifest, keep=keep)
 
     async def get(self, manifest: Digest) -> Profile | None:
         """The profile stored on this node. Raises ProfileError or OSError for one that is no good."""
