@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from fastpull.demo.image import Layout, Say, demo_image
 from fastpull.lab.layout import ImageInput, LayerInput, WriteTar, tree, write_layout
 from fastpull.lab.process import LabError, run
-from tests.harness.images import big_file_image
+from tests.harness.images import NoiseFile
 
 MIB = 1 << 20
 SITE = Path("opt/app/site")
@@ -92,13 +92,13 @@ def stored_layer(image: Layout, number: int) -> WriteTar:
     return write
 
 
-def base_image(cache: Path, say: Say) -> Layout:
+def demo_server_image(cache: Path, say: Say) -> Layout:
     """The demo's image, in the cache that `fastpull demo` has beside this one."""
     return demo_image(cache.with_name("demo"), say)
 
 
 def _on_base(cache: Path, say: Say, directory: Path, layers: list[LayerInput], command: list[str]) -> None:
-    base = LayerInput(write=stored_layer(base_image(cache, say), 0), created_by="debootstrap")
+    base = LayerInput(write=stored_layer(demo_server_image(cache, say), 0), created_by="debootstrap")
     image = ImageInput(layers=[base, *layers], command=command, environment=_ENVIRONMENT)
     write_layout(directory, TAG, image)
 
@@ -204,13 +204,24 @@ def _changed(image: Layout, number: int, below: str) -> WriteTar:
 
 
 def weights_image(cache: Path, say: Say, size_bytes: int) -> Layout:
-    """busybox, and `/big` of incompressible bytes."""
+    """`/big` of incompressible bytes, and a program that reads it."""
 
     def build(made: Path) -> None:
         say(f"{size_bytes // MIB} MiB of weights")
-        big_file_image(made, size_bytes=size_bytes)
 
-    return Layout(kept(cache, "weights", (str(size_bytes),), build), "big")
+        def write(sink: BinaryIO) -> None:
+            with tarfile.open(fileobj=sink, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+                header = tarfile.TarInfo("big")
+                header.size = size_bytes
+                noise: Any = NoiseFile(size_bytes, 3)
+                archive.addfile(header, noise)
+
+        # zstd, or a full pull would be held up by a decompressor that nobody uses for such data.
+        weights = LayerInput(write=write, compression="zstd", created_by="weights")
+        app = _app(made.parent / "app", "read_weights.py")
+        _on_base(cache, say, made, [app, weights], ["/usr/bin/python3", f"/{PROGRAM}", "read"])
+
+    return Layout(kept(cache, "weights", (str(size_bytes), _program("read_weights.py").decode()), build), TAG)
 
 
 # (c) small files

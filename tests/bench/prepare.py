@@ -95,23 +95,29 @@ def push(bench: Bench, setting: Setting, image: Layout) -> Prepared:
         return Prepared(layout=lazy, plain=plain, converted=bench.push(str(lazy), "bench/fastpull:1"))
 
 
-def learn(bench: Bench, setting: Setting, prepared: Prepared, workload: Workload) -> Prepared:
-    """Record one cold start; the image once more with that profile beside it, and once more cut along it."""
+def learn(bench: Bench, setting: Setting, prepared: Prepared, workload: Workload, *, along: bool) -> Prepared:
+    """Record one cold start; the image once more with that profile beside it, and, if `along`, cut along it too."""
     setting.say("recording a start")
     touched = _record(bench, prepared.converted, workload)
-    along = bench.workspace.directory("along")
-    document = along / "ranges.json"
-    document.write_text(json.dumps({"layers": touched.ranges}))
-    setting.say("converting along the profile")
-    convert("--profile", str(document), str(prepared.layout), f"oci:{along}/layout:{TAG}")
-    setting.say("pushing both with their profile")
     with full_rate(bench):
         profiled = bench.push(prepared.converted, "bench/profiled:1")
-        cut = bench.push(str(Layout(along / "layout", TAG)), "bench/along:1")
-    shutil.rmtree(along)
-    for reference in (profiled, cut):
-        asyncio.run(_attach(bench, reference, touched.document))
+    asyncio.run(_attach(bench, profiled, touched.document))
+    cut = _cut(bench, setting, prepared, touched) if along else ""
     return replace(prepared, profiled=profiled, along=cut, touched=touched)
+
+
+def _cut(bench: Bench, setting: Setting, prepared: Prepared, touched: Touched) -> str:
+    """The image converted along the profile, with the profile beside it."""
+    setting.say("converting along the profile")
+    directory = bench.workspace.directory("along")
+    document = directory / "ranges.json"
+    document.write_text(json.dumps({"layers": touched.ranges}))
+    convert("--profile", str(document), str(prepared.layout), f"oci:{directory}/layout:{TAG}")
+    with full_rate(bench):
+        reference = bench.push(str(Layout(directory / "layout", TAG)), "bench/along:1")
+    shutil.rmtree(directory)
+    asyncio.run(_attach(bench, reference, touched.document))
+    return reference
 
 
 def _record(bench: Bench, reference: str, workload: Workload) -> Touched:

@@ -17,7 +17,6 @@ class Setting:
     cache: Path
     runs: int
     say: Say
-    output: Path = Path("bench-results")
     shape: LinkShape = field(default_factory=lambda: LinkShape(rate_bits_s=GIGABIT, rtt_ms=5))
     modes: frozenset[str] = frozenset()
     steady: bool = True

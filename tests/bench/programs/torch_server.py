@@ -37,7 +37,7 @@ IMPORT_S = time.monotonic() - BEGAN
 app = FastAPI()
 
 
-@app.get("/")
+@app.get("/")  # type: ignore
 def answer() -> dict[str, Any]:
     """The most likely next token."""
     with torch.inference_mode():

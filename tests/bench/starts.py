@@ -1,0 +1,142 @@
+"""Cold starts of a server: an image, and every way of starting it, beside the limit and the targets."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastpull.demo.bench import Bench, Mode, Workload
+from fastpull.demo.image import Layout
+from tests.bench import steady, trials
+from tests.bench.images import demo_server_image, imports_image, torch_image
+from tests.bench.next_version import NextVersion
+from tests.bench.prepare import Prepared, laboratory, learn, push
+from tests.bench.setting import Setting
+from tests.bench.start_rows import StartRows
+from tests.bench.table import Row
+from tests.bench.trials import Trial
+from tests.bench.workload import Outcome
+
+PORT = ("PORT={port}",)
+ENDPOINT = "http://127.0.0.1:{port}/"
+# Decompression of gzip by a program of its own is containerd's default where there is one; a profile needs a first
+# start to be recorded; "local" starts what is on the disk already.
+MODES = (
+    "overlayfs",
+    "overlayfs-pigz",
+    "fastpull",
+    "fastpull-profile",
+    "fastpull-along",
+    "eager",
+    "local",
+    "next",
+)
+_LEARNT = frozenset({"fastpull-profile", "fastpull-along"})
+
+
+class ServerStarts:
+    """Ready is the first HTTP 200."""
+
+    letter = ""
+    name = ""
+    modes: tuple[str, ...] = MODES[:-1]
+    # Below the root of the image: what `steady` reads.
+    site = Path("opt/app/site")
+    module = ""
+
+    def image(self, setting: Setting) -> Layout:
+        raise NotImplementedError
+
+    def workload(self) -> Workload:
+        return Workload(name=self.name, environment=PORT, endpoint=ENDPOINT)
+
+    def run(self, setting: Setting) -> Outcome:
+        image = self.image(setting)
+        with laboratory(setting) as bench:
+            prepared = push(bench, setting, image)
+            # The limit needs to know what a start touches, so the recording is made for every choice of modes but one.
+            if any(map(setting.wants, _LEARNT | {"fastpull"})):
+                prepared = learn(bench, setting, prepared, self.workload(), along=setting.wants("fastpull-along"))
+            done = list(self._trials(bench, setting, prepared))
+            more = list(self._more(bench, setting, prepared))
+        title = f"{self.letter} {self.name} ({setting.shape})"
+        rows = StartRows(title, setting.shape, prepared.touched, done).rows()
+        values: dict[str, Any] = {"touched": prepared.touched.to_json() if prepared.touched else None}
+        return Outcome(rows=[*rows, *more], trials=tuple(done), values=values)
+
+    def _trials(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Trial]:
+        modes = [mode for mode in all_modes(prepared) if setting.wants(mode.name)]
+        yield from trials.cold(bench, modes, self.workload(), setting.runs, setting.say)
+        if setting.wants("local"):
+            for mode in local_modes(prepared):
+                yield from trials.local(bench, mode, self.workload(), setting.runs, setting.say)
+
+    def _more(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Row]:
+        if setting.steady:
+            title = f"{self.letter} {self.name}, all local"
+            yield from steady.rows(bench, setting, prepared, title=title, site=self.site, module=self.module)
+
+
+def all_modes(prepared: Prepared) -> list[Mode]:
+    """The cold ways, the reference first."""
+    eager = '[fetcher]\ndata_plane = "eager"\n'
+    modes = [_full("overlayfs", prepared.plain, {"CONTAINERD_DISABLE_PIGZ": "1"})]
+    if shutil.which("unpigz"):
+        modes.append(_full("overlayfs-pigz", prepared.plain, {}))
+    modes += [_lazy("fastpull", prepared.converted), _lazy("eager", prepared.converted, eager)]
+    modes += [_lazy("fastpull-profile", prepared.profiled)] if prepared.profiled else []
+    modes += [_lazy("fastpull-along", prepared.along)] if prepared.along else []
+    return modes
+
+
+def _full(name: str, reference: str, environment: Mapping[str, str]) -> Mode:
+    return Mode(name=name, snapshotter="overlayfs", reference=reference, containerd_environment=environment)
+
+
+def _lazy(name: str, reference: str, config: str = "") -> Mode:
+    return Mode(name=name, snapshotter="fastpull", reference=reference, daemon_config=config)
+
+
+def local_modes(prepared: Prepared) -> list[Mode]:
+    """What is on the disk in full before it is measured."""
+    return [_full("overlayfs", prepared.plain, {}), _lazy("fastpull", prepared.converted)]
+
+
+class TorchServer(ServerStarts):
+    """(a) torch with CUDA wheels, transformers, FastAPI: gigabytes of which a start touches a small part."""
+
+    letter = "a"
+    name = "PyTorch server"
+    modes = MODES
+    module = "torch"
+
+    def image(self, setting: Setting) -> Layout:
+        return torch_image(setting.cache, setting.say)
+
+    def _more(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Row]:
+        yield from super()._more(bench, setting, prepared)
+        if setting.wants("next"):
+            yield from NextVersion(bench, setting, prepared, self.image(setting)).rows(self.workload())
+
+
+class ImportsServer(ServerStarts):
+    """(c) thousands of small modules, all of them imported."""
+
+    letter = "c"
+    name = "small modules"
+    module = "package_000"
+
+    def image(self, setting: Setting) -> Layout:
+        return imports_image(setting.cache, setting.say)
+
+
+class DemoServer(ServerStarts):
+    """(d) the image of `fastpull demo`."""
+
+    letter = "d"
+    name = "demo"
+    site = Path("opt/demo/site")
+    module = "numpy"
+
+    def image(self, setting: Setting) -> Layout:
+        return demo_server_image(setting.cache, setting.say)

@@ -1,0 +1,160 @@
+"""With everything local: what reading costs on fastpull's mounts, beside overlayfs on the same disk's ext4.
+
+Both are views of a whole image, mounted side by side on one node; each command runs on one, then on the other, first
+with the page cache dropped, then again at once.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastpull.cold import drop_page_cache
+from fastpull.demo.bench import Bench, Mode, Node
+from fastpull.lab.process import run
+from fastpull.lab.workspace import Workspace
+from tests.bench.admin import ask
+from tests.bench.prepare import Prepared, full_rate
+from tests.bench.setting import Setting
+from tests.bench.table import Row, Target, figure
+
+MIB = 1 << 20
+_TIMEOUT_S = 1800
+_FIO_BYTES = {"randread": 64 * MIB, "read": 512 * MIB}
+_AT_LEAST = Target(at_most=1)
+_TWICE = Target(at_most=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """A mounted image. `large` is its largest file."""
+
+    name: str
+    path: Path
+    site: Path
+    large: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something that is timed on a root, in seconds; targets with a cold and a warm page cache bound the ratio."""
+
+    name: str
+    run: Callable[[Root], float]
+    cold: Target = _AT_LEAST
+    warm: Target = _AT_LEAST
+
+
+def _timed(argv: list[str]) -> float:
+    began = time.monotonic()
+    run(argv, timeout_s=_TIMEOUT_S)
+    return time.monotonic() - began
+
+
+def _walk(root: Root) -> float:
+    # %s makes find ask for the attributes of every file.
+    return _timed(["sh", "-c", 'find "$1" -xdev -printf "%s\\n" >/dev/null', "walk", str(root.path)])
+
+
+def _tar(root: Root) -> float:
+    # Through a pipe: GNU tar reads no file when it sees that its output is /dev/null.
+    return _timed(["sh", "-c", 'tar -C "$1" -cf - . | cat >/dev/null', "tar", str(root.site)])
+
+
+def _small_files(root: Root) -> float:
+    script = 'find "$1" -xdev -type f -size -33k -print0 | xargs -0 cat >/dev/null'
+    return _timed(["sh", "-c", script, "small", str(root.site)])
+
+
+def _fio(kind: str, block: str) -> Callable[[Root], float]:
+    def measured(root: Root) -> float:
+        size = min(_FIO_BYTES[kind], root.large.stat().st_size)
+        argv = ["fio", "--name=x", f"--filename={root.large}", f"--rw={kind}", f"--bs={block}", "--readonly"]
+        argv += [f"--io_size={size}", "--ioengine=psync", "--invalidate=0", "--randrepeat=1", "--output-format=json"]
+        job = json.loads(run(argv, timeout_s=_TIMEOUT_S))["jobs"][0]["read"]
+        return float(job["runtime"]) / 1000
+
+    return measured
+
+
+def _import(module: str) -> Callable[[Root], float]:
+    def measured(root: Root) -> float:
+        site = root.site.relative_to(root.path)
+        command = ["env", "-i", f"PYTHONPATH=/{site}", "HOME=/root", "PYTHONDONTWRITEBYTECODE=1", "/usr/bin/python3"]
+        return _timed(["chroot", str(root.path), *command, "-c", f"import {module}"])
+
+    return measured
+
+
+def tasks(module: str) -> list[Task]:
+    """What is timed; fio only where there is one."""
+    found = [
+        Task("tree walk with stat", _walk, cold=_TWICE),
+        Task("small files read", _small_files, cold=_TWICE),
+        Task("tar of site-packages", _tar),
+    ]
+    if shutil.which("fio"):
+        found.append(Task("fio 4 KiB random read", _fio("randread", "4k")))
+        found.append(Task("fio sequential read", _fio("read", "128k")))
+    if module:
+        found.append(Task(f"import {module}", _import(module)))
+    return found
+
+
+def rows(bench: Bench, setting: Setting, prepared: Prepared, *, title: str, site: Path, module: str) -> Iterator[Row]:
+    """Rows of one image."""
+    mode = Mode(name="steady", snapshotter="fastpull", reference=prepared.converted)
+    with bench.node(mode) as node, ExitStack() as stack:
+        with full_rate(bench):
+            roots = [
+                stack.enter_context(mounted(bench.workspace, node, name, reference, site))
+                for name, reference in (("overlayfs", prepared.plain), ("fastpull", prepared.converted))
+            ]
+            _wait_complete(node)
+        for task in tasks(module):
+            yield from _rows(setting, task, roots, title)
+
+
+def _rows(setting: Setting, task: Task, roots: list[Root], title: str) -> Iterator[Row]:
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for _ in range(setting.runs):
+        for root in roots:
+            drop_page_cache()
+            for state in ("cold", "warm"):
+                seconds.setdefault((root.name, state), []).append(max(task.run(root), 1e-4))
+    for state, target in (("cold", task.cold), ("warm", task.warm)):
+        base, ours = (figure(seconds[root.name, state], "s") for root in roots)
+        row = Row(workload=title, what=f"{task.name}, {state}", ours=ours, base=base, target=target)
+        setting.say(f"{row.what}: {ours.told()}, overlayfs {base.told()}, {row.ratio:.2f}")
+        yield row
+
+
+@contextmanager
+def mounted(space: Workspace, node: Node, name: str, reference: str, site: Path) -> Iterator[Root]:
+    """The image pulled into one snapshotter, and a view of it mounted."""
+    point = space.directory(f"view-{name}")
+    node.containerd.nerdctl("pull", "--quiet", reference, snapshotter=name, timeout_s=_TIMEOUT_S)
+    node.containerd.ctr("images", "mount", "--snapshotter", name, reference, str(point), timeout_s=_TIMEOUT_S)
+    try:
+        yield Root(name, point, point / site, _largest(point))
+    finally:
+        node.containerd.ctr("images", "unmount", "--rm", "--snapshotter", name, str(point))
+
+
+def _largest(root: Path) -> Path:
+    listed = run(["find", str(root), "-xdev", "-type", "f", "-printf", "%s %p\\n"], timeout_s=_TIMEOUT_S)
+    return Path(max((line.split(" ", 1) for line in listed.splitlines()), key=lambda pair: int(pair[0]))[1])
+
+
+def _wait_complete(node: Node) -> None:
+    """Until every layer is local and its diff id has been checked: reads raise no events from then on."""
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        layers = ask(node.daemon.run_dir, "/v1/status")["fetcher"]["layers"]
+        if all(layer["state"] == "complete" for layer in layers):
+            return
+        time.sleep(1)
+    raise TimeoutError("the layers did not become complete")

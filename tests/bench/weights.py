@@ -1,0 +1,155 @@
+"""(b) one large file of incompressible bytes, read once: how near the link a reader comes.
+
+Held against programs that only move the same bytes from the same registry: `curl | zstd -dc > file`, and several
+`curl` of a part each.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastpull.cold import drop_page_cache
+from fastpull.demo.bench import Bench, Mode, Workload
+from fastpull.demo.image import Layout
+from fastpull.lab.process import LabError
+from tests.bench import trials
+from tests.bench.images import PROGRAM, manifest, weights_image
+from tests.bench.prepare import laboratory, push
+from tests.bench.setting import MIB, Setting
+from tests.bench.start_rows import MB
+from tests.bench.starts import all_modes
+from tests.bench.table import Figure, Row, Target, figure
+from tests.bench.trials import Trial
+from tests.bench.workload import Outcome
+
+STREAMS = 4
+_READS = ("read", "mmap")
+_LINK = Target(at_least=0.9)
+_UNSHAPED = Target(at_least=0.8)
+_LOCAL = Target(at_most=1.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """The converted layer that holds the weights, at its registry."""
+
+    url: str
+    size: int
+
+    def one_stream(self, scratch: Path) -> float:
+        """Seconds of `curl | zstd -dc > file`."""
+        return _timed(['curl -sfS "$1" | zstd -dcq > "$2"'], self.url, str(scratch / "file"))
+
+    def many_streams(self, scratch: Path) -> float:
+        """Seconds of STREAMS ranged requests at a time, each into a file of its own."""
+        step = -(-self.size // STREAMS)
+        parts = [f"{start}-{min(start + step, self.size) - 1}" for start in range(0, self.size, step)]
+        script = 'url=$1; to=$2; shift 2; for part; do curl -sfS -r "$part" -o "$to/$part" "$url" & done; wait'
+        return _timed([script], self.url, str(scratch), *parts)
+
+
+def _timed(script: list[str], *arguments: str) -> float:
+    began = time.monotonic()
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", *script, "bench", *arguments], check=False)
+    if done.returncode:
+        raise LabError(f"{script[0]}: exit {done.returncode}")
+    return time.monotonic() - began
+
+
+class WeightsRead:
+    """Ready is the end of the reader."""
+
+    letter = "b"
+    name = "weights"
+    modes = ("overlayfs", "overlayfs-pigz", "fastpull", "eager")
+
+    def run(self, setting: Setting) -> Outcome:
+        image = weights_image(setting.cache, setting.say, setting.weights_bytes)
+        done: dict[str, list[Trial]] = {}
+        with laboratory(setting) as bench:
+            prepared = push(bench, setting, image)
+            blob = _blob(bench, prepared.layout)
+            plain = self._plain(bench, setting, blob)
+            for kind in _READS:
+                modes = [mode for mode in all_modes(prepared) if setting.wants(mode.name) and _fits(mode, kind)]
+                done[kind] = list(trials.cold(bench, modes, self._workload(kind), setting.runs, setting.say))
+        rows = list(self._rows(setting, done, plain, blob.size))
+        return Outcome(rows=rows, trials=tuple(done["read"]), values=_values(done))
+
+    def _workload(self, kind: str) -> Workload:
+        return Workload(name=self.name, arguments=("/usr/bin/python3", f"/{PROGRAM}", kind))
+
+    def _plain(self, bench: Bench, setting: Setting, blob: Blob) -> dict[str, Figure]:
+        """Seconds of the plain programs."""
+        values: dict[str, list[float]] = {"curl | zstd -dc": [], f"{STREAMS} x curl": []}
+        for _ in range(setting.runs):
+            for name, download in zip(values, (blob.one_stream, blob.many_streams), strict=True):
+                scratch = bench.workspace.directory("plain")
+                drop_page_cache()
+                bench.registry.warm()
+                values[name].append(download(scratch))
+                for left in scratch.iterdir():
+                    left.unlink()
+                setting.say(f"{name}: {values[name][-1]:.2f} s")
+        return {name: figure(seconds, "s") for name, seconds in values.items()}
+
+    def _rows(
+        self, setting: Setting, done: dict[str, list[Trial]], plain: dict[str, Figure], size: int
+    ) -> Iterator[Row]:
+        title = f"b weights {setting.weights_bytes // MIB} MiB ({setting.shape})"
+        one, many = plain
+        for kind in _READS:
+            for mode in dict.fromkeys(trial.mode for trial in done[kind]):
+                mine = [trial for trial in done[kind] if trial.mode == mode]
+                what = f"{mode}: {kind}, "
+                ours = mode == "fastpull"
+                rate = figure([size / MB / trial.start.ready_s for trial in mine], "MB/s")
+                if link := setting.shape.rate_bits_s:
+                    base, name, target = figure([link / 8 / MB], "MB/s"), "link", _LINK
+                else:
+                    speeds = [size / MB / seconds for seconds in plain[one].values]
+                    base, name, target = figure(speeds, "MB/s"), one, _UNSHAPED
+                yield Row(
+                    workload=title,
+                    what=f"{what}rate from the request to the reader's end",
+                    ours=rate,
+                    base=base,
+                    base_name=name,
+                    target=target if ours else None,
+                )
+                yield Row(
+                    workload=title,
+                    what=f"{what}time until every byte is local",
+                    ours=figure([max(trial.start.complete_s, 0.001) for trial in mine], "s"),
+                    base=plain[many],
+                    base_name=many,
+                    target=_LOCAL if ours else None,
+                )
+                if mode != "overlayfs":
+                    cpu = [trial.start.daemon_cpu_s for trial in mine]
+                    yield Row(workload=title, what=f"{what}daemon CPU", ours=figure(cpu, "s"))
+                    peak = figure([trial.start.daemon_peak_rss_bytes for trial in mine], "MiB", scale=MIB)
+                    yield Row(
+                        workload=title,
+                        what=f"{what}daemon RSS at most",
+                        ours=peak,
+                        target=Target(at_most=400, of_ratio=False),
+                    )
+
+
+def _fits(mode: Mode, kind: str) -> bool:
+    """A full pull is the same however the file is read afterwards."""
+    return kind == "read" or mode.name == "fastpull"
+
+
+def _blob(bench: Bench, layout: Layout) -> Blob:
+    largest: dict[str, Any] = max(manifest(layout)["layers"], key=lambda layer: int(layer["size"]))
+    return Blob(f"http://{bench.registry.host}/v2/bench/fastpull/blobs/{largest['digest']}", largest["size"])
+
+
+def _values(done: dict[str, list[Trial]]) -> dict[str, Any]:
+    return {kind: [json.loads(json.dumps(trial.to_json())) for trial in of] for kind, of in done.items()}
