@@ -21,6 +21,8 @@ from layerformat.erofs_read import read_metadata
 from layerformat.errors import FormatError
 
 COPY_BYTES = 16 << 20
+#: Directories within each other. What is made must be removed again, and the tool for that recurses.
+MAX_DEPTH = 400
 
 
 def unpack(metadata: bytes, tar: int, target: Path) -> int:
@@ -38,17 +40,30 @@ def unpack(metadata: bytes, tar: int, target: Path) -> int:
             count += 1
             if stat.S_ISDIR(entry.mode) and entry.link is None:
                 directories.append(entry)
-            _make(entry, tar, root)
+            with _named(entry):
+                _make(entry, tar, root)
         # Children first: making a file changes its directory's times, and a mode may forbid making it.
         for entry in reversed(directories):
-            _finish_directory(entry, root)
+            with _named(entry):
+                _finish_directory(entry, root)
         kernel.syncfs(root)
     finally:
         os.close(root)
     return count
 
 
+@contextmanager
+def _named(entry: Entry) -> Iterator[None]:
+    """An error names the file of the image, not a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fsdecode(entry.path)) from error
+
+
 def _make(entry: Entry, tar: int, root: int) -> None:
+    if entry.path.count(b"/") > MAX_DEPTH:
+        raise OSError(errno.ENAMETOOLONG, f"more than {MAX_DEPTH} directories within each other")
     if entry.link is not None:
         os.link(entry.link, entry.path, src_dir_fd=root, dst_dir_fd=root, follow_symlinks=False)
     elif stat.S_ISDIR(entry.mode):

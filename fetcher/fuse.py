@@ -81,7 +81,7 @@ class FusePlane:
             if layer.state is not LayerState.COMPLETE:
                 self.protect(layer)
         if not adopted:
-            await asyncio.to_thread(self._new_session)
+            self._new_session()
         asyncio.get_running_loop().add_reader(self._keeper.fileno(), self._keeper_died)
         self._serve_session()
         if not adopted:
@@ -100,10 +100,13 @@ class FusePlane:
         return alive
 
     def _new_session(self) -> None:
-        """Held before it is mounted: nobody can wait for an answer of a session that may vanish. Blocks."""
+        """Held before it is mounted: nobody can wait for an answer of a session that may vanish.
+
+        Touches nothing that could ask the session; the keeper's connection belongs to this thread.
+        """
+        self._mount_point.parent.mkdir(mode=0o700, exist_ok=True)
+        detach(self._mount_point)
         self._mount_point.mkdir(mode=0o700, exist_ok=True)
-        for point, _ in kernel.mounts_below(self._mount_point):
-            kernel.umount(point, kernel.MNT_DETACH)
         self._device, self._journal_fd = open_device(), FuseJournal.create()
         self._put_session()
         options = f"fd={self._device},rootmode={stat.S_IFDIR:o},user_id={os.geteuid()},group_id={os.getegid()}"
@@ -127,7 +130,7 @@ class FusePlane:
             await self._session.close()
             os.close(self._device)
             os.close(self._journal_fd)
-            await asyncio.to_thread(self._new_session)
+            self._new_session()
             self._session_lost = False
             self._serve_session()
             await self._mount_again(await asyncio.to_thread(_mounted, list(self._layers.values())))
@@ -218,9 +221,10 @@ class FusePlane:
                 return self._list(*request.extent)
             case Opcode.STATFS:
                 return protocol.statfs_reply(len(self._layers))
-            case Opcode.DESTROY:
+            case Opcode.OPEN:
+                return protocol.open_reply()
+            case Opcode.RELEASE | Opcode.DESTROY:
                 return b""
-        # OPEN too: the kernel then opens without asking, and keeps the pages of a file over its opens.
         return errno.ENOSYS
 
     def _lookup(self, name: bytes) -> bytes | int:
@@ -276,6 +280,13 @@ class FusePlane:
             self._keeper.close()
             os.close(self._device)
             os.close(self._journal_fd)
+
+
+def detach(point: Path) -> None:
+    """Take a FUSE mount away without looking at it: a session that nobody serves never answers."""
+    resolved = Path(os.path.realpath(point.parent)) / point.name
+    if point.parent.exists() and (resolved, "fuse") in kernel.mounts_below(point.parent):
+        kernel.umount(resolved, kernel.MNT_DETACH)
 
 
 def _node(layer: Layer) -> int:

@@ -22,6 +22,8 @@ FUSE_ASYNC_DIO = 1 << 15
 FUSE_PARALLEL_DIROPS = 1 << 18
 FUSE_MAX_PAGES = 1 << 22
 FUSE_EXPLICIT_INVAL_DATA = 1 << 25
+FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_NOFLUSH = 1 << 5
 
 IN_HEADER = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 OUT_HEADER = struct.Struct("=IiQ")  # len, error, unique
@@ -34,6 +36,7 @@ READ_IN = struct.Struct("=QQIIQII")  # fh, offset, size, read_flags, lock_owner,
 ATTR = struct.Struct("=6Q3I7I")
 ENTRY_OUT = struct.Struct("=QQQQII")  # nodeid, generation, entry_valid, attr_valid, their nanoseconds; then ATTR
 ATTR_OUT = struct.Struct("=QII")  # attr_valid, attr_valid_nsec, dummy; then ATTR
+OPEN_OUT = struct.Struct("=QII")  # fh, open_flags, padding
 STATFS_OUT = struct.Struct("=5QIIII24x")  # blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, padding, spare
 DIRENT = struct.Struct("=QQII")  # ino, off, namelen, type; then the name, padded to 8 bytes
 SIZES = (IN_HEADER.size, OUT_HEADER.size, INIT_OUT.size, READ_IN.size, ATTR.size, ENTRY_OUT.size, STATFS_OUT.size)
@@ -52,8 +55,10 @@ class Opcode(IntEnum):
     LOOKUP = 1
     FORGET = 2
     GETATTR = 3
+    OPEN = 14
     READ = 15
     STATFS = 17
+    RELEASE = 18
     INIT = 26
     READDIR = 28
     DESTROY = 38
@@ -125,6 +130,16 @@ def entry_reply(node: int, attr: bytes) -> bytes:
 def attr_reply(attr: bytes) -> bytes:
     """The answer to GETATTR."""
     return ATTR_OUT.pack(FOREVER_S, 0, 0) + attr
+
+
+def open_reply() -> bytes:
+    """The answer to OPEN: keep what is cached of the file, and do not ask when it is closed.
+
+    A file that stays open over fork(2) is closed by the child before it calls exec(2), and that would wait for an
+    answer to FLUSH: for ever, if its parent is the one that answers, and itself waits for the child (vfork(2), and
+    subprocess with it). FOPEN_NOFLUSH is of Linux 5.16, as are EROFS's extra devices. RELEASE is not waited for.
+    """
+    return OPEN_OUT.pack(0, FOPEN_KEEP_CACHE | FOPEN_NOFLUSH, 0)
 
 
 def statfs_reply(files: int) -> bytes:

@@ -36,8 +36,11 @@ class KeeperClient:
         Raises OSError or subprocess errors when none can be started.
         """
         try:
-            return cls(_connect(path)), True
-        except (FileNotFoundError, ConnectionRefusedError):
+            client = cls(_connect(path))
+            # A keeper that is being killed may still have its socket, but answers nothing any more.
+            client.drop("")
+            return client, True
+        except (FileNotFoundError, ConnectionError):
             _start(path)
             return cls(_connect(path)), False
 

@@ -7,7 +7,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import structlog
 from fetcher import kernel
 from fetcher.eager import EagerPlane
 from fetcher.fanotify import FanotifyPlane
-from fetcher.fuse import SESSION_NAME, FusePlane
+from fetcher.fuse import SESSION_NAME, FusePlane, detach
 from fetcher.fuse_loop import loop_device
 from fetcher.fuse_session import open_device
 from fetcher.governor import Governor
@@ -189,17 +188,9 @@ def select(config: FetcherConfig) -> str:
     chosen = choose(config.data_plane, capabilities)
     better = PLANES[: PLANES.index(chosen)] if config.data_plane == "auto" else ()
     log.info("data_plane_chosen", plane=chosen, passed_over={plane: capabilities.obstacle(plane) for plane in better})
-    _remove_stale_fuse(config)
+    if chosen != "fuse":
+        detach(_fuse_point(config))  # nobody uses it: a session that is in use would have been kept
     return chosen
-
-
-def _remove_stale_fuse(config: FetcherConfig) -> None:
-    """A FUSE mount without users: the plane that needs one makes its own."""
-    point = _fuse_point(config)
-    if point.parent.exists():
-        with suppress(OSError):
-            for mounted, _ in kernel.mounts_below(point):
-                kernel.umount(mounted, kernel.MNT_DETACH)
 
 
 def _fuse_point(config: FetcherConfig) -> Path:
