@@ -187,7 +187,9 @@ class LayerConverter:
         self._progress.finished(key, f"converted, {written.ref.size / 1e6:.1f} MB, {saved:.0%} of the source")
         plan = self._options.plan(self._known_diff_id(layer))
         descriptor = _descriptor(layer, written, self._options.parameters(plan))
-        return self._outcome(layer, descriptor, written.ref.diff_id, "converted", loaded(written.entries))
+        outcome = self._outcome(layer, descriptor, written.ref.diff_id, "converted", loaded(written.entries))
+        missed = bool(self._options.plan(written.ref.diff_id).hot) and not plan.hot
+        return replace(outcome, result=replace(outcome.result, missed_profile=missed))
 
     async def _write(self, layer: SourceLayer, below: "list[asyncio.Future[Outcome]]", key: str) -> WrittenLayer:
         for attempt in (1, 2):

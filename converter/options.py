@@ -1,17 +1,15 @@
 """What a conversion is told, and what it answers."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from converter.cuts import DEFAULT_FRAME_SIZE, CutPlan, Range, hot_ranges
 from converter.errors import UsageError
 from fetcher.registry import Platform
-from layerformat.digest import DiffID, Digest, parse_digest
+from layerformat.digest import DiffID, Digest
 
 #: Where more effort stops paying. A layer of 970 MB of libraries and a Go tree, 256 KiB frames: level 1 gives 6 % more
 #: bytes for 18 % less CPU in all, level 6 gives 3.6 % fewer bytes for 70 % more CPU.
@@ -23,28 +21,9 @@ _CUTS_VERSION: Final = 1  # counted up whenever the same options would cut or pa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Hot tar ranges of converted layers, by diff id of the padded tar."""
+    """Hot tar ranges of converted layers, by diff id of the padded tar: the common reads of a start profile."""
 
     ranges: Mapping[DiffID, tuple[Range, ...]]
-
-    @classmethod
-    def load(cls, path: Path) -> "Profile":
-        """A JSON file `{"layers": {"<diff id>": [[start, end], ...]}}`; UsageError otherwise. Blocking."""
-        try:
-            document = json.loads(path.read_bytes())
-            rows = document["layers"].items()
-            return cls(ranges={DiffID(parse_digest(key)): _ranges(value) for key, value in rows})
-        except OSError as exc:
-            raise UsageError(f"{path}: {exc.strerror}") from exc
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise UsageError(f"{path}: not a profile", hint='{"layers": {"sha256:...": [[start, end], ...]}}') from exc
-
-
-def _ranges(rows: Any) -> tuple[Range, ...]:
-    found = tuple((int(start), int(end)) for start, end in rows)
-    if any(not 0 <= start < end for start, end in found):
-        raise ValueError("a range ends before it starts")
-    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +71,7 @@ class LayerResult:
     action: str
     source_size: int
     size: int
+    missed_profile: bool = False  # its diff id, and so its part of the profile, was not known before it was cut
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -128,6 +108,11 @@ class ConvertResult:
     changed: bool
     images: tuple[ImageResult, ...]
     seconds: float
+
+    @property
+    def missed_profile(self) -> bool:
+        """Whether the same conversion once more would cut a layer along the profile that it could not this time."""
+        return any(layer.missed_profile for image in self.images for layer in image.layers)
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""

@@ -7,8 +7,8 @@ specified in ``docs/profiles.md``. Nothing here does I/O.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -74,6 +74,13 @@ class Profile:
         for read in filter(self.is_common, self.reads):
             found.setdefault(self.layers[read.layer], []).append((read.offset, read.end))
         return {diff_id: tuple(ranges) for diff_id, ranges in found.items()}
+
+    def restricted_to(self, diff_ids: Collection[DiffID]) -> Profile | None:
+        """What it says of these layers; None if that is nothing."""
+        layers = tuple(diff_id for diff_id in self.layers if diff_id in diff_ids)
+        numbers = {self.layers.index(diff_id): number for number, diff_id in enumerate(layers)}
+        reads = [replace(read, layer=numbers[read.layer]) for read in self.reads if read.layer in numbers]
+        return replace(self, layers=layers, reads=coalesced(reads)) if reads else None
 
     def check_fits(self, diff_ids: Iterable[DiffID]) -> None:
         """Raise ProfileError when the profile is of an image with other layers than these."""

@@ -4,7 +4,7 @@ import contextlib
 import json
 import logging
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import click
 import structlog
@@ -17,8 +17,9 @@ from converter.progress import BarProgress, progress_for
 from fastpull.aio import run_async
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
+from fastpull.profile_convert import attach, chosen_profile
 from fastpull.registry_access import open_client, registry_options
-from fetcher.registry import Platform
+from fetcher.registry import Platform, RegistryClient
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
@@ -72,7 +73,9 @@ class ByteSize(click.ParamType[int]):
 )
 @click.option("--all-platforms", is_flag=True, help="Convert every platform of an index.")
 @click.option(
-    "--profile", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Cut along the ranges in FILE."
+    "--profile",
+    metavar="FILE|auto",
+    help="Cut frames along a start profile: FILE, or the one attached to SRC or DST. It is attached to the result.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @registry_options
@@ -84,7 +87,7 @@ def convert(
     jobs: int | None,
     platform: tuple[str, ...],
     all_platforms: bool,
-    profile: Path | None,
+    profile: str | None,
     as_json: bool,
     plain_http: tuple[str, ...],
 ) -> None:
@@ -95,8 +98,8 @@ def convert(
     """
     _log_to_stderr()
     try:
-        options = _options(level, frame_size, jobs, platform, all_platforms, profile)
-        result = run_async(_convert(source, destination, options, plain_http, quiet=as_json))
+        options = _options(level, frame_size, jobs, platform, all_platforms)
+        result = run_async(_convert(source, destination, options, profile, plain_http, quiet=as_json))
     except ConvertError as problem:
         raise Failure(str(problem), hint=problem.hint, code=ExitCode(problem.exit_code)) from problem
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else summary(result))
@@ -109,7 +112,7 @@ def _log_to_stderr() -> None:
 
 
 def _options(
-    level: int, frame_size: int, jobs: int | None, platform: tuple[str, ...], all_platforms: bool, profile: Path | None
+    level: int, frame_size: int, jobs: int | None, platform: tuple[str, ...], all_platforms: bool
 ) -> ConvertOptions:
     defaults = ConvertOptions()
     try:
@@ -122,19 +125,37 @@ def _options(
         jobs=jobs or defaults.jobs,
         platforms=platforms,
         all_platforms=all_platforms,
-        profile=Profile.load(profile) if profile is not None else None,
     )
 
 
 async def _convert(
-    source: str, destination: str, options: ConvertOptions, plain_http: tuple[str, ...], *, quiet: bool
+    source: str,
+    destination: str,
+    options: ConvertOptions,
+    choice: str | None,
+    plain_http: tuple[str, ...],
+    *,
+    quiet: bool,
+) -> ConvertResult:
+    async with open_client(plain_http) as client:
+        profile = None if choice is None else await chosen_profile(client, choice, source, destination)
+        if profile is not None:
+            options = replace(options, profile=Profile(ranges=profile.ranges()))
+        result = await _pass(source, destination, options, client, quiet=quiet)
+        if result.missed_profile:
+            # A layer that was never converted has no known diff id: now it has.
+            result = await _pass(source, destination, options, client, quiet=quiet)
+        if profile is not None:
+            await attach(client, destination, profile)
+        return result
+
+
+async def _pass(
+    source: str, destination: str, options: ConvertOptions, client: RegistryClient, *, quiet: bool
 ) -> ConvertResult:
     progress = progress_for(sys.stderr)
-    async with open_client(plain_http) as client:
-        with progress if isinstance(progress, BarProgress) else contextlib.nullcontext():
-            return await convert_image(
-                source, destination, options, client=client, progress=None if quiet else progress
-            )
+    with progress if isinstance(progress, BarProgress) else contextlib.nullcontext():
+        return await convert_image(source, destination, options, client=client, progress=None if quiet else progress)
 
 
 def summary(result: ConvertResult) -> str:

@@ -19,13 +19,14 @@ from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.nerdctl import Nerdctl
 from fastpull.profile_client import ProfileClient, Started
+from fastpull.profile_convert import read_profile
 from fastpull.profile_table import coverage, show
 from fastpull.profile_target import Target, find_target, frame_tables
 from fastpull.readiness import check_endpoint
 from fastpull.registry_access import open_client, registry_options
 from fastpull.runargs import RunLine
 from fetcher import profile_registry
-from fetcher.profile import MAX_BYTES, Profile, ProfileError, decode_profile, encode_profile
+from fetcher.profile import Profile, ProfileError, encode_profile
 from fetcher.profile_merge import merge as merge_profiles
 from fetcher.profile_recorder import MAX_WINDOW_S
 from fetcher.registry import RegistryClient
@@ -245,7 +246,7 @@ async def _show(
 
 async def _find(client: RegistryClient, target: Target, file: Path | None, run_dir: Path) -> tuple[Profile, str]:
     if file is not None:
-        found: Profile | None = _read(file)
+        found: Profile | None = read_profile(file)
         return _fitting(found, target), str(file)
     socket = run_dir / "admin.sock"
     found = await ProfileClient(socket).get(target.digest) if socket.exists() else None
@@ -304,7 +305,7 @@ async def _push_found(
     async with open_client(plain_http) as client:
         target = await find_target(client, image, platform)
         if file is not None:
-            found: Profile | None = _read(file)
+            found: Profile | None = read_profile(file)
         else:
             found = await ProfileClient(run_dir / "admin.sock").get(target.digest)
         if found is None:
@@ -350,19 +351,10 @@ async def _remove(
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to. [standard output]")
 def merge_command(files: tuple[Path, ...], output: Path | None) -> None:
     """Merge the profiles in FILES; the order of first touch is the median of theirs."""
-    data = encode_profile(merge_profiles([_read(file) for file in files]))
+    data = encode_profile(merge_profiles([read_profile(file) for file in files]))
     if output is None:
         sys.stdout.write(data.decode())
         return
     draft = output.with_name(f".{output.name}.{os.getpid()}")
     draft.write_bytes(data)
     draft.replace(output)
-
-
-def _read(file: Path) -> Profile:
-    with file.open("rb") as stream:
-        data = stream.read(MAX_BYTES + 1)
-    try:
-        return decode_profile(data)
-    except ProfileError as problem:
-        raise Failure(f"{file} {problem}", code=ExitCode.MALFORMED) from None
