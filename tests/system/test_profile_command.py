@@ -1,0 +1,117 @@
+"""`fastpull profile` and `convert --profile` through real nerdctl, containerd, runc and a real registry."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fetcher.profile import Profile, decode_profile
+from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
+from tests.harness.images import MIB
+from tests.system.test_command_lab import CommandLine
+
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.root,
+    pytest.mark.parametrize("release", ["current"], indirect=True),
+]
+HOST = "--net=host"
+
+
+@pytest.fixture
+def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
+    return CommandLine(workspace, containerd, daemon, registry)
+
+
+def run_dir(fastpull: CommandLine) -> list[str]:
+    return ["--run-dir", str(fastpull.daemon.run_dir)]
+
+
+def shown(fastpull: CommandLine, image: str) -> Profile:
+    return decode_profile(fastpull("profile", "show", "--json", *run_dir(fastpull), image).stdout.encode())
+
+
+def noise_bytes(profile: Profile) -> int:
+    """Of the upper layer, which is the one file."""
+    return sum(read.length for read in profile.reads if read.layer == 1)
+
+
+def test_recorded_pushed_replayed_and_converted_along(fastpull: CommandLine, tmp_path: Path) -> None:
+    image = fastpull.push_converted()
+    read = ["sh", "-c", "head -c 300000 /noise | sha256sum"]
+    done = fastpull("profile", "record", "--cold", *run_dir(fastpull), HOST, image, *read)
+    assert "ranges" in done.stderr
+    assert fastpull.containers() == []
+    profile = shown(fastpull, image)
+    assert 300_000 <= noise_bytes(profile) < MIB
+    table = fastpull("profile", "show", *run_dir(fastpull), image).stdout
+    assert "from this node" in table
+    assert "download" in table
+
+    # To the registry, and back on what is to this image another node.
+    fastpull("profile", "push", *run_dir(fastpull), image)
+    fastpull("profile", "rm", *run_dir(fastpull), image)
+    assert shown(fastpull, image) == profile
+    assert "from the registry" in fastpull("profile", "show", *run_dir(fastpull), image).stdout
+    fastpull("run", "--cold", *run_dir(fastpull), "--benchmark-mode", "completion", HOST, image, *read)
+    (row,) = json.loads(fastpull("profile", "list", "--json", *run_dir(fastpull)).stdout)
+    assert (row["source"], row["recording"]) == ("registry", False)
+    assert row["frames_prefetched"] > 0
+
+    # Cut along it, the image has other frames and the same tars, and the profile goes with it.
+    tight = image.replace(":1", ":tight") if image.endswith(":1") else f"{image}-tight"
+    fastpull("convert", "--profile", "auto", image, tight)
+    assert shown(fastpull, tight).reads == profile.reads
+    wide, narrow = (downloads(fastpull, name) for name in (image, tight))
+    assert narrow < wide
+
+    fastpull("profile", "rm", "--registry", *run_dir(fastpull), image)
+    missing = fastpull("profile", "show", *run_dir(fastpull), image, status=3)
+    assert "has no profile" in missing.stderr
+
+
+def downloads(fastpull: CommandLine, image: str) -> float:
+    """What `show` says a start downloads, as a share of the image."""
+    table = fastpull("profile", "show", *run_dir(fastpull), image).stdout
+    (line,) = [line for line in table.splitlines() if line.startswith("download")]
+    return float(line.partition("(")[2].partition("%")[0])
+
+
+def test_a_second_recording_says_what_it_cannot_see(fastpull: CommandLine, tmp_path: Path) -> None:
+    image = fastpull.push_converted()
+    command = ["profile", "record", *run_dir(fastpull), HOST]
+    fastpull(*command, image, "true")
+    again = fastpull(*command, image, "sh", "-c", "cat /noise > /dev/null")
+    assert "of 2 layers are" in again.stderr
+    assert "--cold" in again.stderr
+    merged = shown(fastpull, image)
+    assert merged.recordings == 2 or "no read was seen" in again.stderr
+    files = []
+    for number in range(2):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(fastpull("profile", "show", "--json", *run_dir(fastpull), image).stdout)
+    fastpull("profile", "merge", "-o", str(tmp_path / "all.json"), *map(str, files))
+    assert decode_profile((tmp_path / "all.json").read_bytes()).recordings == 2 * merged.recordings
+
+
+def test_the_end_can_be_a_time_and_a_failed_start_leaves_no_profile(fastpull: CommandLine) -> None:
+    image = fastpull.push_converted()
+    command = ["profile", "record", *run_dir(fastpull), HOST]
+    refused = fastpull(*command, "--no-such-flag", image, status=8)
+    assert "nerdctl run failed" in refused.stderr
+    assert json.loads(fastpull("profile", "list", "--json", *run_dir(fastpull)).stdout) == []
+    fastpull(*command, "--until", "4", image, "sleep", "60")
+    assert shown(fastpull, image).reads
+    assert fastpull.containers() == []
+
+
+def test_mistakes_are_one_line(fastpull: CommandLine, tmp_path: Path) -> None:
+    plain = fastpull.push()
+    refused = fastpull("profile", "record", *run_dir(fastpull), HOST, plain, "true", status=10)
+    assert "no layer" in refused.stderr
+    fastpull("profile", "record", *run_dir(fastpull), "--until", "soon", plain, status=2)
+    fastpull("profile", "record", *run_dir(fastpull), "--until", "ready", plain, status=2)
+    (tmp_path / "bad.json").write_text("{}")
+    bad = fastpull("profile", "merge", str(tmp_path / "bad.json"), status=5)
+    assert "is no profile" in bad.stderr
+    assert "answer" in fastpull("profile", "list", "--run-dir", str(tmp_path), status=6).stderr
