@@ -52,12 +52,12 @@ class Daemon:
 
 @dataclass(frozen=True, slots=True)
 class Touch:
-    """One read of a layer's tar: nanoseconds of the node's monotonic clock, bytes, and whether it had to wait."""
+    """One read of a layer's tar: when and how long it waited, in nanoseconds of the node's monotonic clock; bytes."""
 
     at_ns: int
     offset: int
     count: int
-    waited: bool
+    wait_ns: int  # 0: not at all; -1: it still waits
 
 
 async def ask(socket: Path) -> Daemon:
@@ -115,10 +115,7 @@ def parse(document: Mapping[str, Any]) -> Daemon:
 
 def parse_touches(document: Mapping[str, Any]) -> Mapping[str, list[Touch]]:
     """Read the document of `GET /v1/touches`. Raises as `parse` does."""
-    return {
-        str(layer): [Touch(int(at), int(offset), int(count), bool(waited)) for at, offset, count, waited in rows]
-        for layer, rows in document["layers"].items()
-    }
+    return {str(layer): [Touch(*map(int, row)) for row in rows] for layer, rows in document["layers"].items()}
 
 
 def _layer(row: Mapping[str, Any]) -> Layer:

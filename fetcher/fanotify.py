@@ -24,7 +24,7 @@ from fetcher.journal import SLOTS, Journal, Unanswered
 from fetcher.keeper_client import KeeperClient
 from fetcher.layer import Layer
 from fetcher.model import LayerState
-from fetcher.touches import TouchLog
+from fetcher.touches import Touch, TouchLog
 
 log = structlog.get_logger(__name__)
 
@@ -249,30 +249,32 @@ class FanotifyPlane:
         return events
 
     def _serve(self, event: kernel.PreAccess, inode: int) -> None:
-        waited = self._demand(event.fd, inode, event.offset, event.count)
-        if (layer := self._layers.get(inode)) is not None:
-            self._touches.touch(layer, event.offset, event.count, waited=waited)
+        layer = self._layers.get(inode)
+        touch = self._touches.touch(layer, event.offset, event.count) if layer else None
+        self._demand(event.fd, inode, event.offset, event.count, touch)
+        if layer is not None:
             self._governor.note_read(layer, event.offset, event.count)
 
-    def _demand(self, fd: int, inode: int, offset: int, count: int) -> bool:
-        """Answer the event behind ``fd`` now or when its bytes are there; tells whether it has to wait."""
+    def _demand(self, fd: int, inode: int, offset: int, count: int, touch: Touch | None = None) -> None:
+        """Answer the event behind ``fd`` now or when its bytes are there."""
         layer = self._layers.get(inode)
         if layer is None:
             # A mark that nobody knows the layer of: better no bytes than wrong ones.
-            self._answer(fd, 0 if inode in self._complete else errno.EIO)
-            return False
-        absent = layer.absent(offset, count)
-        if absent:
+            self._answer(fd, None, 0 if inode in self._complete else errno.EIO)
+        elif absent := layer.absent(offset, count):
+            if touch is not None:
+                touch.waits()
             self._governor.add(layer)
-            self._governor.demand(layer, absent, partial(self._answer, fd))
+            self._governor.demand(layer, absent, partial(self._answer, fd, touch))
         else:
-            self._answer(fd, 0)
-        return bool(absent)
+            self._answer(fd, None, 0)
 
-    def _answer(self, fd: int, error: int) -> None:
+    def _answer(self, fd: int, touch: Touch | None, error: int) -> None:
         """Release a reader. The record goes after the answer: answering twice is harmless, not answering is not."""
         if self._group < 0:
             return
+        if touch is not None:
+            touch.ended()
         self._respond(fd, error)
         self._journal.forget(fd)
         if fd not in self._inherited:

@@ -31,7 +31,7 @@ from fetcher.governor import Governor
 from fetcher.keeper_client import KeeperClient
 from fetcher.layer import Layer
 from fetcher.model import LayerState
-from fetcher.touches import TouchLog
+from fetcher.touches import Touch, TouchLog
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +40,8 @@ SESSION_NAME = "fuse"
 JOURNAL_NAME = ".fuse-journal"
 #: Reads ahead of need that the kernel may have under way.
 MAX_BACKGROUND = 512
+#: How long an unmount may wait for reads that are under way.
+UNMOUNT_PATIENCE_S = 1.0
 
 
 class FusePlane:
@@ -66,6 +68,7 @@ class FusePlane:
         self._session: FuseSession | None = None
         self._session_lost = False
         self._renewing = asyncio.Lock()
+        self._unmounting: set[asyncio.Future[None]] = set()
         self._device = self._journal_fd = -1
 
     # Starting, and finishing what a predecessor left.
@@ -188,8 +191,17 @@ class FusePlane:
                 self._layers.pop(node, None)
 
     async def unmount(self, layer: Layer) -> None:
-        """Take the mount point away. Overlays that already use it go on, and so do the answers to them."""
-        await asyncio.to_thread(_unmount, layer)
+        """Take the mount point away. Overlays that already use it go on, and so do the answers to them.
+
+        The mount point is gone at once, but the kernel then waits for the pages that killed readers left unanswered;
+        that must not keep the caller from telling the governor that nobody wants them any more.
+        """
+        unmounting = asyncio.ensure_future(asyncio.to_thread(_unmount, layer))
+        self._unmounting.add(unmounting)
+        unmounting.add_done_callback(self._unmounting.discard)
+        done, _ = await asyncio.wait({unmounting}, timeout=UNMOUNT_PATIENCE_S)
+        for ended in done:
+            ended.result()
 
     # Requests.
 
@@ -255,21 +267,22 @@ class FusePlane:
         count = max(0, min(size, layer.frames.tar_size - offset))
         # A complete layer may have been evicted, and its bitmap with it.
         absent = [] if layer.state is LayerState.COMPLETE else layer.absent(offset, count)
+        touch = self._touches.touch(layer, offset, count)
         if absent:
+            touch.waits()
             self.protect(layer)
-            self._governor.demand(layer, absent, partial(self._arrived, session, request, layer, offset, count))
+            self._governor.demand(layer, absent, partial(self._arrived, session, request, layer, touch))
         else:
             session.answer_file(request, layer.tar_path, offset, count)
-        self._touches.touch(layer, offset, count, waited=bool(absent))
+        self._governor.note_read(layer, offset, count)
 
-    def _arrived(
-        self, session: FuseSession, request: Request, layer: Layer, offset: int, count: int, error: int
-    ) -> None:
-        """The governor's answer: bytes [offset, offset + count) are there, or an errno."""
+    def _arrived(self, session: FuseSession, request: Request, layer: Layer, touch: Touch, error: int) -> None:
+        """The governor's answer: the bytes of the read are there, or an errno."""
+        touch.ended()
         if error:
             session.answer(request, error=error)
         else:
-            session.answer_file(request, layer.tar_path, offset, count)
+            session.answer_file(request, layer.tar_path, touch.offset, touch.count)
 
     async def close(self) -> None:
         """Stop answering; the keeper holds on to the session, readers wait for the next daemon."""
@@ -286,7 +299,7 @@ def detach(point: Path) -> None:
     """Take a FUSE mount away without looking at it: a session that nobody serves never answers."""
     resolved = Path(os.path.realpath(point.parent)) / point.name
     if point.parent.exists() and (resolved, "fuse") in kernel.mounts_below(point.parent):
-        kernel.umount(resolved, kernel.MNT_DETACH)
+        kernel.umount(resolved, kernel.MNT_FORCE | kernel.MNT_DETACH)
 
 
 def _node(layer: Layer) -> int:

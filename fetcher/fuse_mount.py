@@ -23,22 +23,22 @@ class ErofsMounter:
     def mount(self, metadata: Path, device: Path, target: Path, *, served: bool) -> None:
         """Mount unless it is mounted. ``served``: the device is a file on our FUSE mount. Raises OSError.
 
+        What the session serves is cached where it comes from and above EROFS; in between it would only cost, so it is
+        read by direct I/O. A layer file of the disk, though, has just been written: its pages are the quickest way.
         Blocks, on answers of the FUSE session too: not for the thread that gives them.
         """
         if target.is_mount():
             return
-        if self._file_backed is not False and self._mount_files(metadata, device, target):
+        if self._file_backed is not False and self._mount_files(metadata, device, target, direct=served):
             return
         with ExitStack() as stack:
             lower = stack.enter_context(loop_device(metadata, direct=False))
-            # What the session serves is cached where it comes from and above EROFS; in between it would only cost.
-            # A layer file of the disk, though, has just been written: its pages are the quickest there are.
             extra = stack.enter_context(loop_device(device, direct=served))
             kernel.mount_erofs(lower, [extra], target)
 
-    def _mount_files(self, metadata: Path, device: Path, target: Path) -> bool:
+    def _mount_files(self, metadata: Path, device: Path, target: Path, *, direct: bool) -> bool:
         try:
-            kernel.mount_erofs(metadata, [device], target)
+            _mount_from_files(metadata, device, target, direct=direct)
         except OSError as error:
             if error.errno != errno.ENOTBLK or self._file_backed:
                 raise
@@ -47,3 +47,16 @@ class ErofsMounter:
             return False
         self._file_backed = True
         return True
+
+
+def _mount_from_files(metadata: Path, device: Path, target: Path, *, direct: bool) -> None:
+    if direct:
+        try:
+            kernel.mount_new("erofs", target, [("source", metadata), ("device", device), ("directio", None)])
+        except OSError as error:
+            # EROFS has the option since Linux 6.13 (6422cde1b0d5).
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return
+    kernel.mount_erofs(metadata, [device], target)

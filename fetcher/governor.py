@@ -109,7 +109,7 @@ class Governor:
         if layer.digest not in self._queues:
             self._queues[layer.digest] = LayerQueue(layer, self._config)
             self._layer_tasks[layer.digest] = TaskSet()
-            self._meters[layer.digest] = Meter()
+            self._meters.setdefault(layer.digest, Meter())
 
     async def drop(self, digest: str) -> None:
         """Stop all work for a layer at once and fail its readers; returns when nothing writes to it any more."""

@@ -74,11 +74,13 @@ class Fetcher:
             self._layers = {layer.digest: layer for layer in layers}
             plane = await asyncio.to_thread(planes.select, self._config)
             self.plane = planes.build(plane, self._config, self.governor, self.touches)
-            await stack.enter_async_context(self.governor)
+            # Left from the bottom up: no question is taken any more, then no run writes, then the layers are closed.
             stack.push_async_callback(self._close_layers)
+            await stack.enter_async_context(self.client)
+            await stack.enter_async_context(self.governor)
             await self.plane.start(layers)
             stack.push_async_callback(self.plane.close)
-            await stack.enter_async_context(self.client)
+            stack.push_async_callback(self._end_admissions)
             await stack.enter_async_context(self._tasks)
             stack.push_async_callback(self.profiles.close)
             self._tasks.start(self._keep_durable(), "make layers durable")
@@ -110,6 +112,12 @@ class Fetcher:
         for layer in self._layers.values():
             await asyncio.to_thread(layer.make_durable)
             layer.close()
+
+    async def _end_admissions(self) -> None:
+        for task in list(self._admissions.values()):
+            task.cancel()
+        if self._admissions:
+            await asyncio.wait(list(self._admissions.values()))
 
     # Admission.
 

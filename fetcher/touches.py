@@ -13,39 +13,36 @@ from fetcher.layer import Layer
 HISTORY = 200_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Touch:
-    """One uncached read of a layer: nanoseconds of the monotonic clock, bytes [offset, offset + count), did it wait."""
+    """One uncached read of bytes [offset, offset + count) of a layer: when, on the monotonic clock; how it waited."""
 
     at_ns: int
     layer: str
     offset: int
     count: int
-    waited: bool
+    wait_ns: int = 0  # 0: not at all; -1: it still does
+
+    def waits(self) -> None:
+        """The bytes are not there."""
+        self.wait_ns = -1
+
+    def ended(self) -> None:
+        """They are now, or never will be."""
+        self.wait_ns = time.monotonic_ns() - self.at_ns
 
 
 class TouchLog:
-    """The last reads of all layers, and per layer the order in which its frames were first read."""
+    """The last reads of all layers, oldest first."""
 
     def __init__(self) -> None:
         self.history: deque[Touch] = deque(maxlen=HISTORY)
-        self._first: dict[str, dict[int, int]] = {}
         self.observer: Callable[[Layer, int, int], None] | None = None  # told of every read: layer, offset, count
 
-    def touch(self, layer: Layer, offset: int, count: int, *, waited: bool) -> None:
+    def touch(self, layer: Layer, offset: int, count: int) -> Touch:
         """A read is about to happen."""
-        now = time.monotonic_ns()
-        self.history.append(Touch(now, layer.digest, offset, count, waited))
-        first = self._first.setdefault(layer.digest, {})
-        for number in layer.frames.covering(offset, min(offset + count, layer.frames.tar_size)):
-            first.setdefault(number, now)
+        touch = Touch(time.monotonic_ns(), layer.digest, offset, count)
+        self.history.append(touch)
         if self.observer is not None:
             self.observer(layer, offset, count)
-
-    def first_touches(self, digest: str) -> list[tuple[int, int]]:
-        """(nanoseconds, frame) in the order of first touch."""
-        return sorted((at, number) for number, at in self._first.get(digest, {}).items())
-
-    def forget(self, digest: str) -> None:
-        """Start a layer's record afresh."""
-        self._first.pop(digest, None)
+        return touch

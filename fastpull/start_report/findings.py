@@ -16,13 +16,14 @@ _FEW_READ = 0.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileUse:
-    """What was read of one file: how often, how many distinct bytes, how many of the reads waited."""
+    """What was read of one file: how often, how many distinct bytes, how many of the reads waited and how long."""
 
     path: str
     layer: int
     reads: int
     bytes: int
     waits: int
+    wait_s: float
     first_s: float
 
 
@@ -39,7 +40,7 @@ class Findings:
     image_bytes: int
     frame_bytes: int
     fetched: Mapping[str, int]
-    mean_wait_ms: float | None
+    wait_s: float
     files: tuple[FileUse, ...]
     advice: tuple[str, ...]
 
@@ -52,7 +53,7 @@ class Findings:
         """Everything, the reads included."""
         document = asdict(self)
         document["trace"]["reads"] = [list(asdict(read).values()) for read in self.trace.reads]
-        document["trace"]["columns"] = ["at_s", "layer", "offset", "count", "waited"]
+        document["trace"]["columns"] = ["at_s", "layer", "offset", "count", "wait_s"]
         return {**document, "used": self.used}
 
 
@@ -64,7 +65,6 @@ class Inputs:
     files: Mapping[int, FileMap]
     frame_bytes: int
     fetched: Mapping[str, int]
-    mean_wait_ms: float | None
 
 
 def find(trace: Trace, inputs: Inputs) -> Findings:
@@ -82,7 +82,7 @@ def find(trace: Trace, inputs: Inputs) -> Findings:
         image_bytes=sum(layer.total_bytes for layer in inputs.lines.layers),
         frame_bytes=inputs.frame_bytes,
         fetched=inputs.fetched,
-        mean_wait_ms=inputs.mean_wait_ms,
+        wait_s=sum(max(read.wait_s, 0.0) for read in trace.reads),
         files=_files(trace, inputs.files),
         advice=tuple(_advice(inputs, waits, read_bytes)),
     )
@@ -96,7 +96,7 @@ def _by_layer(trace: Trace) -> Mapping[int, list[tuple[int, int]]]:
 
 
 def _files(trace: Trace, maps: Mapping[int, FileMap]) -> tuple[FileUse, ...]:
-    """The files with most waits, then most bytes."""
+    """The files that were waited for longest, then those with most bytes."""
     grouped: dict[tuple[int, str], list[Any]] = defaultdict(list)
     for read in trace.reads:
         path = maps[read.layer].at(read.offset) if read.layer in maps else None
@@ -108,11 +108,12 @@ def _files(trace: Trace, maps: Mapping[int, FileMap]) -> tuple[FileUse, ...]:
             reads=len(reads),
             bytes=distinct_bytes((read.offset, read.offset + read.count) for read in reads),
             waits=sum(read.waited for read in reads),
+            wait_s=sum(max(read.wait_s, 0.0) for read in reads),
             first_s=reads[0].at_s,
         )
         for (layer, path), reads in grouped.items()
     ]
-    uses.sort(key=lambda use: (use.waits, use.bytes), reverse=True)
+    uses.sort(key=lambda use: (use.wait_s, use.bytes), reverse=True)
     return tuple(uses[:_SHOWN_FILES])
 
 

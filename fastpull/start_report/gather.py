@@ -48,7 +48,6 @@ async def gather(node: Node, image: str, number: int | None) -> Findings:
         files=await asyncio.to_thread(_file_maps, indexes),
         frame_bytes=_frame_bytes(trace, {number: index.frames for number, index in indexes.items()}),
         fetched=_fetched(daemon, digests),
-        mean_wait_ms=daemon.fault_wait_s / daemon.faults * 1000 if daemon.faults else None,
     )
     return find(trace, inputs)
 

@@ -50,7 +50,7 @@ def page(findings: Findings) -> str:
         "<h2>What was read when</h2>",
         _waterfall(findings),
         "<h2>Files</h2>",
-        '<p class="note">Those whose reads waited most often come first.</p>',
+        '<p class="note">Those waited for longest come first; several processes may wait at the same time.</p>',
         _files(findings.files),
         "<h2>Layers</h2>",
         _layers(findings.layers.layers),
@@ -68,9 +68,8 @@ def _subtitle(findings: Findings) -> str:
 def _cards(findings: Findings) -> str:
     total = findings.image_bytes
     share = f"{findings.read_bytes / total * 100:.1f} % of the image's {in_bytes(total)}" if total else ""
-    waits = (
-        f"{findings.waits}" if findings.mean_wait_ms is None else f"{findings.waits} × {findings.mean_wait_ms:.0f} ms"
-    )
+    mean_ms = 1000 * findings.wait_s / findings.waits if findings.waits else 0.0
+    waits = f"{findings.waits} × {mean_ms:.0f} ms" if findings.waits else "0"
     used = "" if findings.used is None else f"{findings.used * 100:.0f} %"
     cards = [
         (in_bytes(findings.read_bytes), f"read: {share}"),
@@ -146,10 +145,14 @@ def _files(files: Sequence[FileUse]) -> str:
     rows = [
         f'<tr><td class="path">{escape(use.path)}</td><td class="n">{use.layer}</td>'
         f'<td class="n">{in_bytes(use.bytes)}</td>'
-        f'<td class="n">{use.reads}</td><td class="n">{use.waits or ""}</td><td class="n">{use.first_s:.2f} s</td></tr>'
+        f'<td class="n">{use.reads}</td><td class="n">{_waited(use)}</td><td class="n">{use.first_s:.2f} s</td></tr>'
         for use in files
     ]
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _waited(use: FileUse) -> str:
+    return f"{use.waits} × {1000 * use.wait_s / use.waits:.0f} ms" if use.waits else ""
 
 
 def _layers(layers: Sequence[LayerLine]) -> str:

@@ -14,13 +14,18 @@ _NS = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One read: seconds since the start's first read, the layer's number (0 is the lowest), bytes of its tar."""
+    """One read: seconds since the start's first, the layer's number (0 is the lowest), bytes of its tar, its wait."""
 
     at_s: float
     layer: int
     offset: int
     count: int
-    waited: bool
+    wait_s: float = 0.0
+
+    @property
+    def waited(self) -> bool:
+        """Whether its bytes had to come over the network first."""
+        return self.wait_s != 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,7 @@ def starts(touches: Mapping[str, Sequence[Touch]], layers: Sequence[str]) -> lis
 
 def _reads(group: Sequence[tuple[Touch, int]]) -> tuple[Read, ...]:
     begin = group[0][0].at_ns
-    return tuple(Read((t.at_ns - begin) / _NS, number, t.offset, t.count, t.waited) for t, number in group)
+    return tuple(Read((t.at_ns - begin) / _NS, number, t.offset, t.count, t.wait_ns / _NS) for t, number in group)
 
 
 def distinct_bytes(ranges: Iterable[tuple[int, int]]) -> int:

@@ -40,7 +40,7 @@ def inodes(corpus: Corpus) -> dict[bytes, Entry]:
 
 
 def at(top: Path, path: bytes) -> bytes:
-    return os.path.join(os.fsencode(top), path) if path else os.fsencode(top)  # noqa: PTH118 - names that are no UTF-8
+    return os.path.join(os.fsencode(top), path) if path else os.fsencode(top)
 
 
 def xattrs(path: bytes) -> dict[bytes, bytes]:
@@ -72,7 +72,7 @@ def check_attributes(top: Path, path: bytes, entry: Entry) -> None:
     assert found.st_mtime_ns == entry.mtime_ns, path
     assert xattrs(at(top, path)) == entry.xattrs, path
     if stat.S_ISLNK(entry.mode):
-        assert os.readlink(at(top, path)) == entry.target, path  # noqa: PTH115 - bytes
+        assert os.readlink(at(top, path)) == entry.target, path
     elif stat.S_ISREG(entry.mode):
         assert found.st_size == entry.size, path
     elif not stat.S_ISDIR(entry.mode):

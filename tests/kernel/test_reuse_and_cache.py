@@ -160,7 +160,9 @@ async def test_blocks_are_shared_where_the_file_system_can(
     config: FetcherConfig, versions: tuple[TestLayer, TestLayer], registry: FakeRegistry, xfs: Path
 ) -> None:
     def used() -> int:
-        os.sync()
+        fd = os.open(xfs, os.O_RDONLY)
+        kernel.syncfs(fd)
+        os.close(fd)
         stat = os.statvfs(xfs)
         return (stat.f_blocks - stat.f_bfree) * stat.f_frsize
 

@@ -24,8 +24,8 @@ def line(digest: str, *, lazy: bool = True) -> LayerLine:
 
 def findings(**changes: object) -> Findings:
     touches = {
-        LOW: [Touch(5 * SECOND, 4096, 4096, True), Touch(6 * SECOND, 4096, 8192, False)],
-        HIGH: [Touch(7 * SECOND, 0, 4096, True)],
+        LOW: [Touch(5 * SECOND, 4096, 4096, SECOND * 14 // 1000), Touch(6 * SECOND, 4096, 8192, 0)],
+        HIGH: [Touch(7 * SECOND, 0, 4096, SECOND // 100)],
     }
     [trace] = starts(touches, [LOW, HIGH])
     given: dict[str, object] = {
@@ -33,13 +33,12 @@ def findings(**changes: object) -> Findings:
         "files": {0: FileMap([entry(b"lib/a<b>.so", 4096, 5000)]), 1: FileMap([])},
         "frame_bytes": 65536,
         "fetched": {"fault": 3000, "fill": 500},
-        "mean_wait_ms": 12.0,
     }
     return find(trace, Inputs(**{**given, **changes}))  # type: ignore[arg-type]
 
 
 def test_starts_are_told_apart_by_quiet() -> None:
-    touches = {LOW: [Touch(at * SECOND, 0, 1, False) for at in (100, 129, 160, 161)]}
+    touches = {LOW: [Touch(at * SECOND, 0, 1, 0) for at in (100, 129, 160, 161)]}
     first, second = starts(touches, [LOW])
     assert (len(first.reads), len(second.reads)) == (2, 2)
     assert (second.number, second.of) == (2, 2)
