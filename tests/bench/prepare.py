@@ -2,8 +2,6 @@
 
 import asyncio
 import hashlib
-import json
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,16 +105,14 @@ def learn(bench: Bench, setting: Setting, prepared: Prepared, workload: Workload
 
 
 def _cut(bench: Bench, setting: Setting, prepared: Prepared, touched: Touched) -> str:
-    """The image converted along the profile, with the profile beside it."""
+    """The image converted along the profile; the command attaches that to what it pushes."""
     setting.say("converting along the profile")
-    directory = bench.workspace.directory("along")
-    document = directory / "ranges.json"
-    document.write_text(json.dumps({"layers": touched.ranges}))
-    convert("--profile", str(document), str(prepared.layout), f"oci:{directory}/layout:{TAG}")
+    reference = bench.registry.reference("bench/along:1")
+    document = bench.workspace.path / "profile.json"
+    document.write_bytes(touched.document)
     with full_rate(bench):
-        reference = bench.push(str(Layout(directory / "layout", TAG)), "bench/along:1")
-    shutil.rmtree(directory)
-    asyncio.run(_attach(bench, reference, touched.document))
+        host = ("--plain-http", bench.registry.host)
+        convert(*host, "--profile", str(document), str(prepared.layout), reference)
     return reference
 
 

@@ -14,7 +14,7 @@ from tests.bench.prepare import Prepared, laboratory, learn, push
 from tests.bench.setting import Setting
 from tests.bench.start_rows import StartRows
 from tests.bench.table import Row
-from tests.bench.trials import Trial
+from tests.bench.trials import UNRECORDED, Trial
 from tests.bench.workload import Outcome
 
 PORT = ("PORT={port}",)
@@ -99,7 +99,7 @@ def _lazy(name: str, reference: str, config: str = "") -> Mode:
 
 def local_modes(prepared: Prepared) -> list[Mode]:
     """What is on the disk in full before it is measured."""
-    return [_full("overlayfs", prepared.plain, {}), _lazy("fastpull", prepared.converted)]
+    return [_full("overlayfs", prepared.plain, {}), _lazy("fastpull", prepared.converted, UNRECORDED)]
 
 
 class TorchServer(ServerStarts):

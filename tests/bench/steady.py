@@ -16,10 +16,10 @@ from fastpull.cold import drop_page_cache
 from fastpull.demo.bench import Bench, Mode, Node
 from fastpull.lab.process import run
 from fastpull.lab.workspace import Workspace
-from tests.bench.admin import ask
 from tests.bench.prepare import Prepared, full_rate
 from tests.bench.setting import Setting
 from tests.bench.table import Row, Target, figure
+from tests.bench.trials import UNRECORDED, wait_complete
 
 MIB = 1 << 20
 _TIMEOUT_S = 1800
@@ -106,14 +106,14 @@ def tasks(module: str) -> list[Task]:
 
 def rows(bench: Bench, setting: Setting, prepared: Prepared, *, title: str, site: Path, module: str) -> Iterator[Row]:
     """Rows of one image."""
-    mode = Mode(name="steady", snapshotter="fastpull", reference=prepared.converted)
+    mode = Mode(name="steady", snapshotter="fastpull", reference=prepared.converted, daemon_config=UNRECORDED)
     with bench.node(mode) as node, ExitStack() as stack:
         with full_rate(bench):
             roots = [
                 stack.enter_context(mounted(bench.workspace, node, name, reference, site))
                 for name, reference in (("overlayfs", prepared.plain), ("fastpull", prepared.converted))
             ]
-            _wait_complete(node)
+            wait_complete(node)
         for task in tasks(module):
             yield from _rows(setting, task, roots, title)
 
@@ -147,14 +147,3 @@ def mounted(space: Workspace, node: Node, name: str, reference: str, site: Path)
 def _largest(root: Path) -> Path:
     listed = run(["find", str(root), "-xdev", "-type", "f", "-printf", "%s %p\\n"], timeout_s=_TIMEOUT_S)
     return Path(max((line.split(" ", 1) for line in listed.splitlines()), key=lambda pair: int(pair[0]))[1])
-
-
-def _wait_complete(node: Node) -> None:
-    """Until every layer is local and its diff id has been checked: reads raise no events from then on."""
-    deadline = time.monotonic() + _TIMEOUT_S
-    while time.monotonic() < deadline:
-        layers = ask(node.daemon.run_dir, "/v1/status")["fetcher"]["layers"]
-        if all(layer["state"] == "complete" for layer in layers):
-            return
-        time.sleep(1)
-    raise TimeoutError("the layers did not become complete")

@@ -1,7 +1,7 @@
 """What a start touches, and what that costs with the frames an image has: from a recorded profile and the indexes."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ class Touched:
     """Of one image's start. `document` is the profile as the registry and the converter take it."""
 
     document: bytes
-    ranges: Mapping[DiffID, tuple[tuple[int, int], ...]]
     plain_bytes: int
     frame_bytes: int
     exact_bytes: int
@@ -46,14 +45,12 @@ def touched_by(document: Any, root: Path) -> Touched:
     body = json.dumps(document).encode()
     profile: Profile = decode_profile(body)
     tables = frame_tables(root)
-    ranges = profile.ranges()
     frames = exact = 0.0
-    for diff_id, spans in ranges.items():
+    for diff_id, spans in profile.ranges().items():
         whole, parts = _compressed(tables[diff_id], spans)
         frames, exact = frames + whole, exact + parts
     return Touched(
         document=body,
-        ranges=ranges,
         plain_bytes=profile.touched_bytes,
         frame_bytes=round(frames),
         exact_bytes=round(exact),

@@ -8,9 +8,13 @@ from fastpull.cold import drop_page_cache
 from fastpull.demo.bench import Bench, Mode, Node, Observed, Workload, in_turn
 from fastpull.demo.image import Say
 from fastpull.demo.results import ColdStart
+from fastpull.lab.process import wait_until
 from tests.bench.admin import ask
 
 MB = 1e6
+# A layer that is being recorded goes on raising events when it is complete.
+UNRECORDED = '[profiles]\nrecord = "off"\n'
+_COMPLETE_LIMIT_S = 1800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ def local(bench: Bench, mode: Mode, workload: Workload, runs: int, say: Say) -> 
     """With the image on this disk in full: page cache dropped ("local, cold"), and right after that ("local, warm")."""
     with bench.node(mode) as node:
         node.start(mode, workload)
+        wait_complete(node)
         for _ in range(runs):
             drop_page_cache()
             for state in ("cold", "warm"):
@@ -85,3 +90,13 @@ def local(bench: Bench, mode: Mode, workload: Workload, runs: int, say: Say) -> 
                 result = trial(node, named, node.start(named, workload))
                 say(result.told())
                 yield result
+
+
+def wait_complete(node: Node) -> None:
+    """Until every layer is local and its diff id has been checked: from then on its reads raise no events."""
+
+    def complete() -> bool:
+        fetcher = ask(node.daemon.run_dir, "/v1/status")["fetcher"]
+        return all(layer["state"] == "complete" for layer in fetcher["layers"])
+
+    wait_until(complete, what="every layer", timeout_s=_COMPLETE_LIMIT_S)
