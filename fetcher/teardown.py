@@ -19,17 +19,19 @@ def teardown(root: Path, run: Path) -> list[Path]:
     Call it with the daemon stopped and no container left: the mounts go first, since whoever could still read from one
     would get zeros once the keeper is gone. Returns what was unmounted. Raises OSError for a mount that is busy.
     """
-    # What is mounted below run (the FUSE session) carries what is mounted below root.
-    points = [found for top in (run, root) if top.exists() for found in kernel.mounts_below(top)]
-    for point, kind in reversed(points):
-        # A mount namespace that was made meanwhile may keep copies of the others, and thus the session busy.
-        kernel.umount(point, kernel.MNT_DETACH if kind == "fuse" else 0)
+    found = [mount for top in (run, root) if top.exists() for mount in kernel.mounts_below(top)]
+    for point in (point for point, kind in found if kind == "fuse"):
+        # By force: this ends the session. Pages whose readers were killed may still wait for its answers, and the
+        # mounts above could not go before them. Whoever still reads gets errors, not zeros.
+        kernel.umount(point, kernel.MNT_FORCE | kernel.MNT_DETACH)
+    for point in (point for point, kind in reversed(found) if kind != "fuse"):
+        kernel.umount(point)
     pid = keeper_pid(run)
     if pid is not None:
         _end(pid)
     for name in ("keeper.sock", "keeper.pid"):
         (run / name).unlink(missing_ok=True)
-    return [point for point, _ in points]
+    return [point for point, _ in found]
 
 
 def keeper_pid(run: Path) -> int | None:

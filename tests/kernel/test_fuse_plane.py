@@ -10,13 +10,13 @@ import random
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from fetcher import kernel
-from fetcher.model import FetcherConfig
+from fetcher.model import FetcherConfig, LayerUnavailable
 from fetcher.node import Fetcher
 from fetcher.registry import Origin, RegistryConfig
 from fetcher.teardown import keeper_pid, teardown
@@ -262,6 +262,25 @@ async def test_a_waiting_reader_can_be_killed(tmp_path: Path, layer: TestLayer, 
             async with asyncio.timeout(5):
                 await asyncio.to_thread(reader.wait)
         registry.faults.clear()
+
+
+async def test_a_layer_is_released_though_a_killed_reader_left_reads_open(
+    config: FetcherConfig, layer: TestLayer, registry: FakeRegistry
+) -> None:
+    async with Fetcher(config) as fetcher:
+        files = await use(fetcher, layer, registry)
+        registry.fault(Fault(path="/blobs/", times=None, delay_s=60))
+        with subprocess.Popen(["cat", str(files / "big")], stdout=subprocess.DEVNULL) as reader:
+            await asyncio.sleep(0.3)
+            reader.kill()
+            await asyncio.to_thread(reader.wait)
+        async with asyncio.timeout(10):
+            await fetcher.release(layer.ref.digest)
+            while fetcher.status().layers:
+                with suppress(LayerUnavailable):  # until the kernel has let go
+                    await fetcher.evict(layer.ref.digest)
+                await asyncio.sleep(0.02)
+        assert not kernel.mounts_below(config.root)
 
 
 async def test_unmounts_below_a_dead_daemon(tmp_path: Path, layer: TestLayer, registry: FakeRegistry) -> None:
