@@ -1,10 +1,13 @@
 """`fastpull profile` and `convert --profile` through real nerdctl, containerd, runc and a real registry."""
 
+import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from fastpull.daemon_client import ask
 from fetcher.profile import Profile, decode_profile
 from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
 from tests.harness.images import MIB
@@ -77,21 +80,39 @@ def downloads(fastpull: CommandLine, image: str) -> float:
     return float(line.partition("(")[2].partition("%")[0])
 
 
-def test_a_second_recording_says_what_it_cannot_see(fastpull: CommandLine, tmp_path: Path) -> None:
+def test_what_cannot_be_seen_is_said_and_a_fresh_start_is_merged(fastpull: CommandLine, tmp_path: Path) -> None:
     image = fastpull.push_converted()
-    command = ["profile", "record", *run_dir(fastpull), HOST]
-    fastpull(*command, image, "true")
-    again = fastpull(*command, image, "sh", "-c", "cat /noise > /dev/null")
-    assert "of 2 layers are" in again.stderr
-    assert "--cold" in again.stderr
+    command = ["profile", "record", *run_dir(fastpull)]
+    fastpull(*command, HOST, image, "sh", "-c", ":")
+    first = shown(fastpull, image)
+    wait_until_complete(fastpull, image)
+    blind = fastpull(*command, HOST, image, "sh", "-c", "cat /noise > /dev/null", status=1)
+    assert "2 of 2 layers are here whole and mounted" in blind.stderr
+    assert "no read was seen" in blind.stderr
+    assert "--cold" in blind.stderr
+    assert shown(fastpull, image) == first
+    fastpull(*command, "--cold", HOST, image, "sh", "-c", "cat /noise > /dev/null")
     merged = shown(fastpull, image)
-    assert merged.recordings == 2 or "no read was seen" in again.stderr
+    assert merged.recordings == 2
+    assert noise_bytes(merged) >= 2 * MIB > noise_bytes(first)
     files = []
     for number in range(2):
         files.append(tmp_path / f"{number}.json")
         files[-1].write_text(fastpull("profile", "show", "--json", *run_dir(fastpull), image).stdout)
     fastpull("profile", "merge", "-o", str(tmp_path / "all.json"), *map(str, files))
-    assert decode_profile((tmp_path / "all.json").read_bytes()).recordings == 2 * merged.recordings
+    assert decode_profile((tmp_path / "all.json").read_bytes()).recordings == 4
+
+
+def wait_until_complete(fastpull: CommandLine, image: str) -> None:
+    deadline = time.monotonic() + 30
+    while any(state != "complete" for state in layer_states(fastpull)):
+        assert time.monotonic() < deadline, fastpull.status(image)
+        time.sleep(0.1)
+
+
+def layer_states(fastpull: CommandLine) -> list[str]:
+    daemon = asyncio.run(ask(fastpull.daemon.run_dir / "admin.sock"))
+    return [layer.state for layer in daemon.layers.values()]
 
 
 def test_the_end_can_be_a_time_and_a_failed_start_leaves_no_profile(fastpull: CommandLine) -> None:
@@ -107,7 +128,7 @@ def test_the_end_can_be_a_time_and_a_failed_start_leaves_no_profile(fastpull: Co
 
 def test_mistakes_are_one_line(fastpull: CommandLine, tmp_path: Path) -> None:
     plain = fastpull.push()
-    refused = fastpull("profile", "record", *run_dir(fastpull), HOST, plain, "true", status=10)
+    refused = fastpull("profile", "record", *run_dir(fastpull), HOST, plain, status=10)
     assert "no layer" in refused.stderr
     fastpull("profile", "record", *run_dir(fastpull), "--until", "soon", plain, status=2)
     fastpull("profile", "record", *run_dir(fastpull), "--until", "ready", plain, status=2)
