@@ -149,7 +149,7 @@ def torch_image_next(cache: Path, image: Layout) -> Layout:
 
     def build(made: Path) -> None:
         layers = [LayerInput(write=stored_layer(image, 0), created_by="debootstrap")]
-        layers.append(LayerInput(write=_changed(image, 1, f"{SITE}/uvicorn/"), compression="zstd"))
+        layers.append(LayerInput(write=with_changes(image, 1, f"{SITE}/uvicorn/"), compression="zstd"))
         layers.append(LayerInput(write=stored_layer(image, 2)))
         command = ["/usr/bin/python3", f"/{PROGRAM}"]
         write_layout(made, TAG, ImageInput(layers=layers, command=command, environment=_ENVIRONMENT))
@@ -181,7 +181,7 @@ class _Chunks(io.RawIOBase):
         return data
 
 
-def _changed(image: Layout, number: int, below: str) -> WriteTar:
+def with_changes(image: Layout, number: int, below: str) -> WriteTar:
     """A layer's tar with a line more in each Python file below a directory."""
 
     def write(sink: BinaryIO) -> None:

@@ -47,7 +47,7 @@ def touched_by(document: Any, root: Path) -> Touched:
     tables = frame_tables(root)
     frames = exact = 0.0
     for diff_id, spans in profile.ranges().items():
-        whole, parts = _compressed(tables[diff_id], spans)
+        whole, parts = compressed(tables[diff_id], spans)
         frames, exact = frames + whole, exact + parts
     return Touched(
         document=body,
@@ -57,7 +57,7 @@ def touched_by(document: Any, root: Path) -> Touched:
     )
 
 
-def _compressed(table: FrameTable, spans: tuple[tuple[int, int], ...]) -> tuple[float, float]:
+def compressed(table: FrameTable, spans: tuple[tuple[int, int], ...]) -> tuple[float, float]:
     """Compressed bytes of the frames that `spans` touch; and the part of them that falls to the spans, by length."""
     read: dict[int, int] = {}
     for start, end in spans:
