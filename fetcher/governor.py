@@ -36,6 +36,11 @@ PENDING_BATCHES = 4
 #: Frames copied from other layers by one call of a worker.
 COPY_BATCH = 8
 RATE_WINDOW_S = 3.0
+#: For so long after a read had to wait, more such reads are expected.
+BUSY_S = 0.2
+#: A start that reads nothing for so long is over.
+QUIET_S = 2.0
+HOLD_CHECK_S = 0.25
 
 
 class SourceFailure(Exception):
@@ -45,6 +50,14 @@ class SourceFailure(Exception):
         super().__init__(message)
         self.down = down
         self.hopeless = hopeless
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """An image whose fill waits for its start; times of the monotonic clock."""
+
+    deadline: float
+    last_read: float | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +96,9 @@ class Governor:
         self._meters: dict[str, Meter] = {}
         self._prefetch: dict[tuple[str, int], None] = {}
         self._active = dict.fromkeys(Priority, 0)
+        self._prefetching_bytes = 0
+        self._waiters = 0
+        self._holds: dict[str, Hold] = {}
         self._running: set[Run] = set()
         self._decoders = DecodePool(config.decode_workers)
         self._blocked_until: dict[str, float] = {}
@@ -91,6 +107,8 @@ class Governor:
         self.shared = SharedFrames()
         self.reused_bytes = 0
         self.fault_count = 0
+        self._busy_until = 0.0
+        self._recheck: asyncio.TimerHandle | None = None
         self.fault_wait_s = 0.0
 
     async def __aenter__(self) -> Governor:
@@ -98,6 +116,8 @@ class Governor:
 
     async def __aexit__(self, *_: object) -> None:
         """Readers are not answered: they wait for the next daemon."""
+        if self._recheck is not None:
+            self._recheck.cancel()
         for digest in list(self._queues):
             await self._withdraw(digest)
         await asyncio.to_thread(self._decoders.close)
@@ -131,6 +151,8 @@ class Governor:
         queue = self._queues[layer.digest]
         waiter = Waiter(reply, time.monotonic())
         self.fault_count += 1
+        self._waiters += 1
+        self._busy_until = waiter.since + BUSY_S
         queue.add_waiter(numbers, waiter)
         self._pump()
 
@@ -139,6 +161,8 @@ class Governor:
         queue = self._queues.get(layer.digest)
         if queue is None or not count:
             return
+        if (hold := self._holds.get(layer.digest)) is not None:
+            hold.last_read = time.monotonic()
         numbers = layer.frames.covering(offset, min(offset + count, layer.frames.tar_size))
         if numbers and queue.note_read(numbers[0], numbers[-1]):
             self._pump()
@@ -154,6 +178,24 @@ class Governor:
         """Fetch all of the layer in the background."""
         self._queues[layer.digest].filling = True
         self._pump()
+
+    def hold_fill(self, digests: Iterable[str], at_most_s: float) -> None:
+        """Leave the link and the processors to a start whose reads are known and being prefetched.
+
+        Ends when the layers have been read and then not for :data:`QUIET_S`, or after ``at_most_s``.
+        """
+        hold = Hold(time.monotonic() + at_most_s)
+        self._holds.update(dict.fromkeys(digests, hold))
+        self._pump_after(HOLD_CHECK_S)
+
+    def _is_held(self, digest: str, now: float) -> bool:
+        hold = self._holds.get(digest)
+        if hold is None:
+            return False
+        if now < hold.deadline and (hold.last_read is None or now - hold.last_read < QUIET_S):
+            return True
+        del self._holds[digest]
+        return False
 
     def stop_filling(self, layer: Layer) -> None:
         """Fetch only what is read from now on; requests under way are ended."""
@@ -177,11 +219,23 @@ class Governor:
         """Start as many runs as there is room and work for, the most urgent first."""
         while self._active[Priority.FAULT] < self._config.fault_streams and (run := self._next_fault()):
             self._start(run)
-        while self._background_streams() < self._config.streams and (run := self._next_background()):
+        while self._has_prefetch_room() and (run := self._next_prefetch()):
+            self._start(run)
+        if self._active[Priority.PREFETCH]:
+            return
+        streams, run_bytes = self._fill_limits()
+        while self._active[Priority.FILL] < streams and (run := self._next_fill(run_bytes)):
             self._start(run)
 
-    def _background_streams(self) -> int:
-        return self._active[Priority.PREFETCH] + self._active[Priority.FILL]
+    def _has_prefetch_room(self) -> bool:
+        """Many short requests at a time: what counts is the bytes on their way, since each pays a round trip."""
+        few = self._active[Priority.PREFETCH] < self._config.prefetch_streams
+        return few and self._prefetching_bytes < self._config.prefetch_bytes
+
+    def _fill_limits(self) -> tuple[int, int]:
+        if self._waiters or time.monotonic() < self._busy_until:
+            return self._config.busy_streams, self._config.busy_run_bytes
+        return self._config.streams, self._config.run_bytes
 
     def _next_fault(self) -> Run | None:
         now = time.monotonic()
@@ -192,24 +246,26 @@ class Governor:
                 return run
         return None
 
-    def _next_background(self) -> Run | None:
-        if (run := self._next_prefetch()) is not None:
-            return run
+    def _next_fill(self, run_bytes: int) -> Run | None:
         if not self._has_free_space():
             return None
-        now = time.monotonic()
-        filling = [
-            queue
-            for digest, queue in self._queues.items()
-            if queue.filling and self._blocked_until.get(digest, 0.0) <= now
-        ]
+        filling = self._filling()
         for queue in filling:
-            if run := queue.take_hint_run():
+            if run := queue.take_hint_run(run_bytes):
                 return run
         for queue in filling:
-            if run := queue.take_fill_run():
+            if run := queue.take_fill_run(run_bytes):
                 return run
         return None
+
+    def _filling(self) -> list[LayerQueue]:
+        now = time.monotonic()
+        wanted = [queue for queue in self._queues.values() if queue.filling]
+        free = [queue for queue in wanted if self._blocked_until.get(queue.layer.digest, 0.0) <= now]
+        ready = [queue for queue in free if not self._is_held(queue.layer.digest, now)]
+        if len(ready) < len(free):
+            self._pump_after(HOLD_CHECK_S)
+        return ready
 
     def _next_prefetch(self) -> Run | None:
         while self._prefetch:
@@ -249,12 +305,19 @@ class Governor:
         return stat.f_bavail * stat.f_frsize > self._config.reserve_bytes
 
     def _pump_after(self, delay_s: float) -> None:
-        asyncio.get_running_loop().call_later(delay_s, self._pump)
+        """Decide again after a while; one such call is pending at a time."""
+        if self._recheck is None:
+            self._recheck = asyncio.get_running_loop().call_later(delay_s, self._check_again)
+
+    def _check_again(self) -> None:
+        self._recheck = None
+        self._pump()
 
     # Doing.
 
     def _start(self, run: Run) -> None:
         self._active[run.priority] += 1
+        self._prefetching_bytes += run.size if run.priority is Priority.PREFETCH else 0
         self._running.add(run)
         work = self._layer_tasks[run.layer.digest].start(self._carry_out(run), f"fetch {run.layer.short} {run.offset}")
         # A task that is cancelled before its first step never comes to its `finally`.
@@ -264,6 +327,7 @@ class Governor:
         if run in self._running:
             self._running.remove(run)
             self._active[run.priority] -= 1
+            self._prefetching_bytes -= run.size if run.priority is Priority.PREFETCH else 0
 
     async def _carry_out(self, run: Run) -> None:
         """Fetch a run and settle everything that depends on it."""
@@ -371,6 +435,7 @@ class Governor:
     def _reply(self, waiters: Iterable[Waiter], error: int) -> None:
         now = time.monotonic()
         for waiter in waiters:
+            self._waiters -= 1
             self.fault_wait_s += now - waiter.since
             waiter.reply(error)
 

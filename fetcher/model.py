@@ -56,9 +56,13 @@ class Usage:
 class GovernorConfig:
     """Limits of the node's one fetch scheduler."""
 
-    streams: int = 4  # concurrent range requests for prefetch and fill together
+    streams: int = 4  # concurrent range requests of the fill
+    run_bytes: int = 4 << 20  # compressed bytes of one of them
+    busy_streams: int = 2  # the same while readers wait: what is queued in the network delays their bytes
+    busy_run_bytes: int = 512 << 10
     fault_streams: int = 16  # concurrent range requests for waiting readers, beside those
-    run_bytes: int = 4 << 20  # compressed bytes of one fill or prefetch request
+    prefetch_streams: int = 32  # concurrent range requests of a profile's replay, mostly short ones
+    prefetch_bytes: int = 8 << 20  # compressed bytes they may ask for at a time
     readahead_bytes: int = 8 << 20  # compressed bytes fed ahead of a sequential reader at most
     decode_workers: int = 0  # threads that decompress and verify; 0: one per processor
     fault_deadline_s: float = 120.0  # a reader waits this long for sources that fail before its read fails with EIO

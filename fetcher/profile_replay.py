@@ -48,6 +48,10 @@ class Image:
         return any(ref.digest == digest for ref in self.hint.layers)
 
 
+#: The fill of an image whose start is replayed waits for the start's end, but never longer than this after the pull.
+START_S = 30.0
+
+
 class Replay:
     """Finds profiles and hands them to the governor."""
 
@@ -120,6 +124,7 @@ class Replay:
         frames = await asyncio.to_thread(wanted_frames, profile, tables)
         image.frames += len(frames)
         self._node.governor.prefetch((known[diff_id], number) for diff_id, number in frames)
+        self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), START_S)
 
     async def watch(self, image: Image) -> None:
         """Wait for the layers to be used; when nothing has happened for a while, stop what nobody waits for."""

@@ -167,21 +167,21 @@ class LayerQueue:
                 return run
         return None
 
-    def take_hint_run(self) -> Run | None:
-        """A stretch behind a recent fault, the latest first."""
+    def take_hint_run(self, run_bytes: int) -> Run | None:
+        """A stretch behind a recent fault, the latest first, of at most so many compressed bytes."""
         while self._hints:
             number = self._hints.pop()
             if number < len(self.layer.frames) and self._free(number):
-                return self._extend(number, HINT_BYTES, Priority.FILL)
+                return self._extend(number, min(HINT_BYTES, run_bytes), Priority.FILL)
         return None
 
-    def take_fill_run(self) -> Run | None:
-        """The next absent stretch from the front."""
+    def take_fill_run(self, run_bytes: int) -> Run | None:
+        """The next absent stretch from the front, of at most so many compressed bytes (or one frame)."""
         number = self.layer.present.first_absent(self._fill_from)
         self._fill_from = number
         while number < len(self.layer.frames):
             if self._free(number) and not self.failures.get(number):
-                return self._extend(number, self.config.run_bytes, Priority.FILL)
+                return self._extend(number, run_bytes, Priority.FILL)
             number = self.layer.present.first_absent(number + 1)
         return None
 

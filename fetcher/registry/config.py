@@ -42,7 +42,7 @@ class RegistryConfig:
     """What helper processes get to see; PATH is also where they are looked for."""
     environment_proxies: bool = False
     """Whether HTTP_PROXY and its like, in ``environment``, apply."""
-    connections_per_host: int = 16
+    connections_per_host: int = 64
     read_buffer_bytes: int = 1 << 20
     upload_chunk_bytes: int = 16 << 20
     unchunked_hosts: tuple[str, ...] = ("gcr.io", "*.gcr.io", "*.pkg.dev", "ghcr.io")

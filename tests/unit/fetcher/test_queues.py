@@ -33,7 +33,7 @@ def layer(tmp_path: Path, layer_bytes: bytes) -> Iterator[Layer]:
 
 @pytest.fixture
 def queue(layer: Layer) -> LayerQueue:
-    return LayerQueue(layer, GovernorConfig(run_bytes=20 * FRAME_BYTES, readahead_bytes=64 * FRAME_BYTES))
+    return LayerQueue(layer, GovernorConfig(readahead_bytes=64 * FRAME_BYTES))
 
 
 def wait_for(queue: LayerQueue, *numbers: int) -> list[int]:
@@ -45,6 +45,9 @@ def wait_for(queue: LayerQueue, *numbers: int) -> list[int]:
 
 def numbers(run: Run | None) -> list[int]:
     return [] if run is None else [frame.number for frame in run.frames]
+
+
+RUN_BYTES = 20 * FRAME_BYTES
 
 
 def finish(queue: LayerQueue, run: Run | None) -> list[Waiter]:
@@ -125,15 +128,15 @@ def test_random_readers_get_what_they_ask_for(queue: LayerQueue) -> None:
 def test_fill_goes_front_to_back_around_what_is_under_way(queue: LayerQueue) -> None:
     wait_for(queue, 5)
     fault = queue.take_fault_run()
-    first = queue.take_fill_run()
+    first = queue.take_fill_run(RUN_BYTES)
     assert numbers(first) == [0, 1, 2, 3, 4]
-    second = queue.take_fill_run()
+    second = queue.take_fill_run(RUN_BYTES)
     assert numbers(second)[0] == 6
     assert second is not None
     assert second.size <= 20 * FRAME_BYTES
     for run in (fault, first, second):
         finish(queue, run)
-    while run := queue.take_fill_run():
+    while run := queue.take_fill_run(RUN_BYTES):
         finish(queue, run)
     assert queue.layer.present.complete
 
@@ -141,13 +144,13 @@ def test_fill_goes_front_to_back_around_what_is_under_way(queue: LayerQueue) -> 
 def test_fill_prefers_what_lies_behind_a_fault(queue: LayerQueue) -> None:
     wait_for(queue, 100)
     finish(queue, queue.take_fault_run())
-    assert numbers(queue.take_hint_run())[0] == 101
-    assert queue.take_hint_run() is None
+    assert numbers(queue.take_hint_run(RUN_BYTES))[0] == 101
+    assert queue.take_hint_run(RUN_BYTES) is None
 
 
 def test_a_fault_overtakes_a_distant_fill(queue: LayerQueue) -> None:
-    queue.config = GovernorConfig(run_bytes=200 * FRAME_BYTES, readahead_bytes=200 * FRAME_BYTES)
-    fill = queue.take_fill_run()
+    queue.config = GovernorConfig(readahead_bytes=200 * FRAME_BYTES)
+    fill = queue.take_fill_run(200 * FRAME_BYTES)
     near, far = 1, 150
     wait_for(queue, near)
     assert queue.take_fault_run() is None, "it is about to come anyway"
@@ -184,7 +187,7 @@ def test_failing_a_frame_fails_each_of_its_waiters_once(queue: LayerQueue) -> No
 def test_any_interleaving_ends_with_everything_answered(queue: LayerQueue) -> None:
     """Faults, fill, failures and arrivals in random order; nothing is fetched twice at a time, nobody is forgotten."""
     chance = random.Random(42)
-    queue.config = GovernorConfig(run_bytes=2 * FRAME_BYTES, readahead_bytes=4 * FRAME_BYTES)
+    queue.config = GovernorConfig(readahead_bytes=4 * FRAME_BYTES)
     asked, answered, runs = 0, 0, []
     for _ in range(3000):
         action = chance.randrange(5)
@@ -195,7 +198,9 @@ def test_any_interleaving_ends_with_everything_answered(queue: LayerQueue) -> No
                 wait_for(queue, *absent)
                 asked += 1
         elif (action == 1 and (run := queue.take_fault_run() or queue.take_ahead_run())) or (
-            action == 2 and chance.random() < 0.1 and (run := queue.take_hint_run() or queue.take_fill_run())
+            action == 2
+            and chance.random() < 0.1
+            and (run := queue.take_hint_run(RUN_BYTES) or queue.take_fill_run(RUN_BYTES))
         ):
             runs.append(run)
         elif action == 3 and runs:
@@ -206,7 +211,7 @@ def test_any_interleaving_ends_with_everything_answered(queue: LayerQueue) -> No
         for number, run in queue.inflight.items():
             assert any(frame.number == number for frame in run.frames)
     queue.requeue_waiting()
-    while runs or (run := queue.take_fault_run() or queue.take_fill_run()):
+    while runs or (run := queue.take_fault_run() or queue.take_fill_run(RUN_BYTES)):
         answered += len(finish(queue, runs.pop() if runs else run))
         queue.requeue_waiting()
     assert asked == answered > 50
