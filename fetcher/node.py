@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -39,6 +40,9 @@ from layerformat.errors import FormatError
 
 log = structlog.get_logger(__name__)
 
+#: Layer files from this size on are hashed as they grow; smaller ones at their end, from the page cache.
+HASH_ALONG_BYTES = 64 << 20
+
 
 class Fetcher:
     """The fetcher as the snapshotter sees it. An async context manager; entering it never needs the network.
@@ -52,12 +56,12 @@ class Fetcher:
         self._locks: dict[Digest, asyncio.Lock] = {}
         self._admissions: dict[Digest, asyncio.Task[Layer]] = {}
         self._retained: set[Digest] = set()
-        self._completing: set[Digest] = set()
+        self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
         self._stack = AsyncExitStack()
         self.touches = TouchLog()
         self.client = RegistryClient(config.registry)
-        self.governor = Governor(self.client, config.governor, on_complete=self._frames_complete)
+        self.governor = Governor(self.client, config.governor, on_complete=self._verify)
         self.plane: DataPlane  # chosen on entering
         profile_store = ProfileStore(config.root / "profiles")
         self.profiles = Profiles(config.profiles, profile_store, self.client, self, self._tasks)
@@ -86,7 +90,7 @@ class Fetcher:
             self._tasks.start(self._keep_durable(), "make layers durable")
             for layer in layers:
                 if layer.state is LayerState.IDLE and layer.present.complete:
-                    self._frames_complete(layer)
+                    self._verify(layer)
             self._stack = stack.pop_all()
         return self
 
@@ -197,14 +201,19 @@ class Fetcher:
         async with self._lock(digest):
             self._retained.add(digest)
             self.profiles.retained(digest)
-            if layer.state is LayerState.COMPLETE or layer.present.complete:
+            if layer.state is LayerState.COMPLETE:
                 return
             layer.open_for_filling()
+            if layer.present.complete:
+                self._verify(layer)
+                return
             self.governor.add(layer)
             await asyncio.to_thread(self.governor.shared.look_up, layer, list(self._layers.values()))
             if self._config.background_fill:
                 layer.state = LayerState.FILLING
                 self.governor.fill(layer)
+                if layer.frames.tar_size >= HASH_ALONG_BYTES:
+                    self._verify(layer)
 
     async def mount(self, digest: Digest) -> Path:
         """The directory that shows the layer's files. Idempotent. Raises LayerUnavailable or OSError."""
@@ -222,6 +231,7 @@ class Fetcher:
             return
         async with self._lock(digest):
             self._retained.discard(digest)
+            self._stop_verifying(digest)
             await self.plane.unmount(layer)
             await self.governor.drop(digest)
             if layer.state is LayerState.FILLING:
@@ -300,32 +310,34 @@ class Fetcher:
 
     # Completion and durability.
 
-    def _frames_complete(self, layer: Layer) -> None:
-        if layer.state is not LayerState.COMPLETE and layer.digest not in self._completing:
-            self._completing.add(layer.digest)
-            self._tasks.start(self._complete(layer), f"verify {layer.short}")
+    def _verify(self, layer: Layer) -> None:
+        if layer.state is not LayerState.COMPLETE and layer.digest not in self._verifying:
+            task = self._tasks.start(self._complete(layer), f"verify {layer.short}")
+            self._verifying[layer.digest] = task
+            task.add_done_callback(lambda _: self._verifying.pop(layer.digest))
 
     async def _complete(self, layer: Layer) -> None:
-        """Every frame is there: drop the mark if the whole is the tar the image's config names."""
-        try:
-            layer.open_for_filling()
-            found = await tar_digest(layer.fill_fd)
-            async with self._lock(layer.digest):
-                if self._layers.get(layer.digest) is not layer:
-                    return
-                if found != layer.ref.diff_id:
-                    layer.state = LayerState.CORRUPT
-                    layer.last_error = f"the layer file is {found}, the config says {layer.ref.diff_id}"
-                    log.error("layer_diff_id_mismatch", layer=layer.digest, found=found, expected=layer.ref.diff_id)
-                    return
-                await asyncio.to_thread(layer.set_complete)
-                await self.governor.drop(layer.digest)
-                self.governor.shared.forget(layer.digest)
-                if not self.profiles.wants(layer.digest):
-                    self._let_go(layer)
-            log.info("layer_complete", layer=layer.digest, bytes=layer.frames.tar_size)
-        finally:
-            self._completing.discard(layer.digest)
+        """When every frame is there, drop the mark if the whole is the tar the image's config names."""
+        layer.open_for_filling()
+        found = await tar_digest(layer.fill_fd, partial(_bytes_from_start, layer))
+        async with self._lock(layer.digest):
+            if self._layers.get(layer.digest) is not layer:
+                return
+            if found != layer.ref.diff_id:
+                layer.state = LayerState.CORRUPT
+                layer.last_error = f"the layer file is {found}, the config says {layer.ref.diff_id}"
+                log.error("layer_diff_id_mismatch", layer=layer.digest, found=found, expected=layer.ref.diff_id)
+                return
+            await asyncio.to_thread(layer.set_complete)
+            await self.governor.drop(layer.digest)
+            self.governor.shared.forget(layer.digest)
+            if not self.profiles.wants(layer.digest):
+                self._let_go(layer)
+        log.info("layer_complete", layer=layer.digest, bytes=layer.frames.tar_size)
+
+    def _stop_verifying(self, digest: Digest) -> None:
+        if (task := self._verifying.get(digest)) is not None:
+            task.cancel()
 
     def _let_go(self, layer: Layer) -> None:
         """A complete layer needs no events and no more writes."""
@@ -419,6 +431,12 @@ class Fetcher:
             fetched_bytes=self.governor.fetched(layer.digest),
             last_error=layer.last_error,
         )
+
+
+def _bytes_from_start(layer: Layer) -> int | None:
+    """How much of the layer file is there without a gap; None for all of it."""
+    number = layer.present.first_absent(0)
+    return None if number == len(layer.frames) else layer.frames[number].start
 
 
 def _remove_directory(directory: Path) -> None:

@@ -1,7 +1,10 @@
-"""SHA-256 of a whole layer file, in a process of its own at idle priority.
+"""SHA-256 of a whole layer file, hashed along as it grows, in a process of its own at idle priority.
 
 A thread would not do: at idle priority it can be kept off the processor while it holds the interpreter's lock, and the
-event loop with it. Run as a script: hashes its standard input from the start, prints ``sha256:<hex>``.
+event loop with it. Hashing along, not at the end, finds the bytes still in the page cache.
+
+Run as a script: the argument is the number of the layer file's descriptor; each line on standard input is how many
+bytes from its start are there; at end of file everything is. Prints ``sha256:<hex>``.
 """
 
 from __future__ import annotations
@@ -10,19 +13,33 @@ import asyncio
 import hashlib
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 CHUNK = 1 << 20
+POLL_S = 0.5
 
 
-async def tar_digest(fd: int) -> str:
-    """The digest of the file behind ``fd``, which must not raise events when read. Raises OSError when it cannot be
-    had.
+async def tar_digest(fd: int, available: Callable[[], int | None]) -> str:
+    """The digest of the file behind ``fd``, which must not raise events when read.
+
+    ``available`` tells how many bytes from the start are there, None once all are. Raises OSError when no digest can be
+    had. Cancelling ends the process.
     """
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-I", "-S", __file__, stdin=fd, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-I", "-S", __file__, str(fd)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        pass_fds=(fd,),
     )
     try:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while (count := available()) is not None:
+                process.stdin.write(b"%d\n" % count)
+                await process.stdin.drain()
+                await asyncio.sleep(POLL_S)
+        process.stdin.close()
         output, _ = await process.communicate()
     finally:
         if process.returncode is None:
@@ -35,14 +52,25 @@ async def tar_digest(fd: int) -> str:
 
 
 def main() -> int:
-    """Hash standard input by position, so that its shared file offset does not matter."""
+    """Hash by position, so that the file offset, which others share, does not matter."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    checksum, position = hashlib.sha256(), 0
-    while chunk := os.pread(0, CHUNK, position):
-        checksum.update(chunk)
-        position += len(chunk)
+    fd, checksum, position = int(sys.argv[1]), hashlib.sha256(), 0
+    for line in sys.stdin.buffer:
+        position = _hash(fd, checksum, position, int(line))
+    _hash(fd, checksum, position, None)
     print(f"sha256:{checksum.hexdigest()}")
     return 0
+
+
+def _hash(fd: int, checksum: hashlib._Hash, position: int, end: int | None) -> int:
+    """Add the bytes from ``position`` to ``end`` (None: of the file); returns where it came."""
+    while end is None or position < end:
+        chunk = os.pread(fd, CHUNK if end is None else min(CHUNK, end - position), position)
+        if not chunk:
+            break
+        checksum.update(chunk)
+        position += len(chunk)
+    return position
 
 
 if __name__ == "__main__":

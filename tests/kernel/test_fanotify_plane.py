@@ -16,9 +16,12 @@ from pathlib import Path
 import pytest
 
 from fetcher.model import FetcherConfig, GovernorConfig, LayerState, LayerUnavailable
-from fetcher.node import Fetcher
+from fetcher.node import HASH_ALONG_BYTES, Fetcher
 from fetcher.registry import Origin, RegistryConfig
 from fetcher.teardown import teardown
+from layerformat.digest import DiffID, sha256_digest
+from layerformat.frames import encode_tail
+from layerformat.index import encode_index
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
 from tests.harness.layers import TestLayer, make_layer
@@ -149,6 +152,38 @@ async def test_fill_completes_the_layer_and_drops_the_mark(
         assert await read(files / "big") == layer.files["big"]
         assert fetcher.status().events == events
         assert sum(fetcher.status().fetched_bytes.values()) == layer.index.frames.data_size
+
+
+async def test_a_large_layer_is_hashed_as_it_grows(config: FetcherConfig) -> None:
+    pattern = random.Random(5).randbytes(1 << 20)
+    large = make_layer({"large": pattern * (HASH_ALONG_BYTES >> 20)}, frame_bytes=1 << 20)
+    async with FakeRegistry() as registry:
+        registry.add_blob(REPOSITORY, large.blob)
+        filling = replace(config, background_fill=True)
+        async with mounted(filling, large, origin(registry)) as (fetcher, files):
+            await until(lambda: fetcher.status().layers[0].state is LayerState.COMPLETE)
+            assert await read(files / "large") == large.files["large"]
+
+
+async def test_a_layer_that_is_not_the_configs_tar_is_never_complete(config: FetcherConfig, layer: TestLayer) -> None:
+    """Its frames are those of the index, which the manifest names; but not what other runtimes would extract."""
+    other = replace(layer.index, diff_id=DiffID(sha256_digest(b"something else")))
+    payload = encode_index(other)
+    blob = layer.blob[: layer.index.frames.data_size] + encode_tail(layer.index.frames, payload)
+    ref = replace(
+        layer.ref,
+        digest=sha256_digest(blob),
+        size=len(blob),
+        index_size=len(payload),
+        index_digest=sha256_digest(payload),
+        diff_id=other.diff_id,
+    )
+    lying = replace(layer, ref=ref, blob=blob, index=other)
+    async with FakeRegistry() as registry:
+        registry.add_blob(REPOSITORY, blob)
+        async with mounted(replace(config, background_fill=True), lying, origin(registry)) as (fetcher, _):
+            await until(lambda: fetcher.status().layers[0].state is LayerState.CORRUPT)
+            assert "config says" in (fetcher.status().layers[0].last_error or "")
 
 
 def _is_fanotify(fd: str) -> bool:
