@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import zstandard
 
@@ -74,7 +75,7 @@ class DecodePool:
 
     async def decode(self, layer: Layer, batch: Sequence[tuple[Frame, bytes]]) -> Decoded:
         """Bring a batch into the layer file. Does not mark the frames present: that is the event loop's."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._decode, layer, batch)
+        return await self._in_worker(self._decode, layer, batch)
 
     def _decode(self, layer: Layer, batch: Sequence[tuple[Frame, bytes]]) -> Decoded:
         result = Decoded()
@@ -94,7 +95,16 @@ class DecodePool:
 
     async def copy(self, layer: Layer, batch: Sequence[Local]) -> Decoded:
         """Bring frames that other layers hold into the layer file; those that are not what they should be are wrong."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._copy, layer, batch)
+        return await self._in_worker(self._copy, layer, batch)
+
+    async def _in_worker(self, work: Callable[[Layer, Any], Decoded], layer: Layer, batch: Sequence[Any]) -> Decoded:
+        """Cancelled or not, it returns only when the worker has: the caller may close the layer file after it."""
+        done = asyncio.get_running_loop().run_in_executor(self._executor, work, layer, batch)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
 
     def _copy(self, layer: Layer, batch: Sequence[Local]) -> Decoded:
         result = Decoded()

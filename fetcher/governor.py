@@ -11,45 +11,29 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from fetcher.decode import BATCH_BYTES, DecodePool, FrameAssembler
 from fetcher.layer import Layer, is_disk_full
 from fetcher.model import GovernorConfig, Priority
 from fetcher.queues import LayerQueue, Run, Waiter
-from fetcher.registry import Origin, RegistryClient, RegistryError, is_transient
+from fetcher.registry import RegistryClient
 from fetcher.reuse import SharedFrames
 from fetcher.tasks import TaskSet
+from fetcher.transfers import TRIES_PER_ORIGIN, Meter, SourceFailure, Transfers
 from layerformat.frames import Frame
 
 log = structlog.get_logger(__name__)
 
-#: A frame that came wrong this often from each of its origins is given up.
-TRIES_PER_ORIGIN = 2
 #: How long a layer whose sources all failed for good makes its readers wait before it fails them.
 HOPELESS_DEADLINE_S = 10.0
-#: Batches a run may have at the decoders before it stops reading from its socket.
-PENDING_BATCHES = 4
-#: Frames copied from other layers by one call of a worker.
-COPY_BATCH = 8
-RATE_WINDOW_S = 3.0
 #: For so long after a read had to wait, more such reads are expected.
 BUSY_S = 0.2
 #: A start that reads nothing for so long is over.
 QUIET_S = 2.0
 HOLD_CHECK_S = 0.25
-
-
-class SourceFailure(Exception):
-    """No origin gave a run's frames. ``down``: they could not be asked; ``hopeless``: waiting will not mend that."""
-
-    def __init__(self, message: str, *, down: bool, hopeless: bool) -> None:
-        super().__init__(message)
-        self.down = down
-        self.hopeless = hopeless
 
 
 @dataclass(slots=True, eq=False)
@@ -60,52 +44,23 @@ class Hold:
     last_read: float | None = None
 
 
-@dataclass(slots=True)
-class Meter:
-    """Compressed bytes received, by priority, and the rate over the last seconds."""
-
-    bytes: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
-    _window: list[tuple[float, int]] = field(default_factory=list)
-
-    def add(self, priority: Priority, count: int) -> None:
-        """Bytes came."""
-        self.bytes[priority] += count
-        now = time.monotonic()
-        if self._window and now - self._window[-1][0] < 0.1:
-            self._window[-1] = (self._window[-1][0], self._window[-1][1] + count)
-            return
-        self._window.append((now, count))
-        while self._window[0][0] < now - RATE_WINDOW_S:
-            self._window.pop(0)
-
-    def rate_bytes_per_s(self) -> float:
-        """Over the last :data:`RATE_WINDOW_S`."""
-        now = time.monotonic()
-        return sum(count for at, count in self._window if at >= now - RATE_WINDOW_S) / RATE_WINDOW_S
-
-
 class Governor:
     """Fetches frames of all layers of a node. An async context manager; leaving it ends all work."""
 
     def __init__(self, client: RegistryClient, config: GovernorConfig, *, on_complete: Callable[[Layer], None]) -> None:
-        self._client = client
         self._config = config
         self._on_complete = on_complete
         self._queues: dict[str, LayerQueue] = {}
         self._layer_tasks: dict[str, TaskSet] = {}
-        self._meters: dict[str, Meter] = {}
         self._prefetch: dict[tuple[str, int], None] = {}
         self._active = dict.fromkeys(Priority, 0)
         self._prefetching_bytes = 0
         self._waiters = 0
         self._holds: dict[str, Hold] = {}
         self._running: set[Run] = set()
-        self._decoders = DecodePool(config.decode_workers)
+        self._transfers = Transfers(client, config.decode_workers, arrived=self._arrived)
         self._blocked_until: dict[str, float] = {}
         self._free_checked = (0.0, True)
-        self.meter = Meter()
-        self.shared = SharedFrames()
-        self.reused_bytes = 0
         self.fault_count = 0
         self._busy_until = 0.0
         self._recheck: asyncio.TimerHandle | None = None
@@ -120,7 +75,22 @@ class Governor:
             self._recheck.cancel()
         for digest in list(self._queues):
             await self._withdraw(digest)
-        await asyncio.to_thread(self._decoders.close)
+        await asyncio.to_thread(self._transfers.close)
+
+    @property
+    def shared(self) -> SharedFrames:
+        """Which frames other layers of the node hold."""
+        return self._transfers.shared
+
+    @property
+    def meter(self) -> Meter:
+        """Of everything received."""
+        return self._transfers.meter
+
+    @property
+    def reused_bytes(self) -> int:
+        """Compressed size of the frames that were copied and not fetched."""
+        return self._transfers.reused_bytes
 
     # What the data planes and the layer store ask for.
 
@@ -129,7 +99,6 @@ class Governor:
         if layer.digest not in self._queues:
             self._queues[layer.digest] = LayerQueue(layer, self._config)
             self._layer_tasks[layer.digest] = TaskSet()
-            self._meters.setdefault(layer.digest, Meter())
 
     async def drop(self, digest: str) -> None:
         """Stop all work for a layer at once and fail its readers; returns when nothing writes to it any more."""
@@ -210,7 +179,7 @@ class Governor:
 
     def fetched(self, digest: str) -> dict[str, int]:
         """Compressed bytes received for a layer, by priority."""
-        meter = self._meters.get(digest)
+        meter = self._transfers.meters.get(digest)
         return {str(priority): count for priority, count in meter.bytes.items()} if meter else {}
 
     # Deciding.
@@ -334,7 +303,7 @@ class Governor:
         queue = self._queues[run.layer.digest]
         failure: SourceFailure | OSError | None = None
         try:
-            await self._fetch(run, queue)
+            await self._transfers.fetch(run, queue)
         except (SourceFailure, OSError) as error:
             failure = error
         finally:
@@ -348,89 +317,9 @@ class Governor:
             self._on_complete(run.layer)
         self._pump()
 
-    async def _fetch(self, run: Run, queue: LayerQueue) -> None:
-        """Copy what the node has, then try the layer's origins in turn until every frame of the run is present.
-
-        Raises SourceFailure or OSError.
-        """
-        await self._copy_local(run, queue)
-        problems: list[str] = []
-        hopeless = True
-        for attempt in range(TRIES_PER_ORIGIN):
-            for origin in self._origins(run, attempt):
-                remaining = _absent_stretches(run)
-                if not remaining:
-                    return
-                try:
-                    for stretch in remaining:
-                        await self._stream(run, stretch, origin, queue)
-                except RegistryError as error:
-                    hopeless = hopeless and not is_transient(error)
-                    problems.append(f"{origin.host}/{origin.repository}: {error}")
-            if not hopeless:
-                break
-        if _absent_stretches(run):
-            wrong = [frame.number for frame in run.frames if queue.failures.get(frame.number)]
-            sources = ", ".join(f"{origin.host}/{origin.repository}" for origin in run.layer.origins) or "no origin"
-            message = "; ".join(dict.fromkeys(problems)) or f"frames {wrong} did not verify from {sources}"
-            raise SourceFailure(message, down=bool(problems), hopeless=hopeless)
-
-    async def _copy_local(self, run: Run, queue: LayerQueue) -> None:
-        batch = []
-        for frame in run.frames:
-            if frame.number not in run.layer.present and (match := self.shared.find(run.layer, frame.number)):
-                batch.append((frame, *match))
-        for start in range(0, len(batch), COPY_BATCH):
-            copied = await self._decoders.copy(run.layer, batch[start : start + COPY_BATCH])
-            for frame in copied.wrong:
-                self.shared.discard(run.layer.digest, frame.number)
-            for frame in copied.written:
-                self.reused_bytes += frame.size
-                run.layer.mark_present(frame)
-                self._reply(queue.arrived(frame), 0)
-            if copied.disk_error is not None:
-                raise copied.disk_error
-
-    def _origins(self, run: Run, attempt: int) -> list[Origin]:
-        origins = run.layer.origins
-        return origins[attempt % len(origins) :] + origins[: attempt % len(origins)] if origins else []
-
-    async def _stream(self, run: Run, frames: list[Frame], origin: Origin, queue: LayerQueue) -> None:
-        """One range request, its frames decoded as they come whole."""
-        assembler = FrameAssembler(frames)
-        size = frames[-1].offset + frames[-1].size - frames[0].offset
-        urgent = run.priority is Priority.FAULT
-        async with (
-            BatchDecoder(self, run, origin, queue) as decoder,
-            self._client.read_blob(origin, run.layer.digest, offset=frames[0].offset, length=size) as chunks,
-        ):
-            async for chunk in chunks:
-                self.meter.add(run.priority, len(chunk))
-                self._meters[run.layer.digest].add(run.priority, len(chunk))
-                for frame, data in assembler.feed(chunk):
-                    await decoder.add(frame, data, at_once=urgent or frame.number in queue.waiters)
-                run.received_to = assembler.received_to
-
-    async def decode(self, run: Run, origin: Origin, queue: LayerQueue, batch: list[tuple[Frame, bytes]]) -> None:
-        """Bring a batch into the layer file and release who waited for it. Raises OSError when the disk refuses."""
-        batch = [(frame, data) for frame, data in batch if frame.number not in run.layer.present]
-        if not batch:
-            return
-        decoded = await self._decoders.decode(run.layer, batch)
-        for frame in decoded.written:
-            run.layer.mark_present(frame)
-            self._reply(queue.arrived(frame), 0)
-        for frame in decoded.wrong:
-            queue.failures[frame.number] = queue.failures.get(frame.number, 0) + 1
-            run.layer.last_error = f"frame {frame.number} from {origin.host}/{origin.repository} did not verify"
-            log.error(
-                "frame_verification_failed",
-                layer=run.layer.digest,
-                frame=frame.number,
-                source=f"{origin.host}/{origin.repository}",
-            )
-        if decoded.disk_error is not None:
-            raise decoded.disk_error
+    def _arrived(self, queue: LayerQueue, frame: Frame) -> None:
+        queue.layer.mark_present(frame)
+        self._reply(queue.arrived(frame), 0)
 
     def _reply(self, waiters: Iterable[Waiter], error: int) -> None:
         now = time.monotonic()
@@ -472,67 +361,6 @@ class Governor:
             self._blocked_until.pop(queue.layer.digest, None)
             queue.requeue_waiting()
             self._pump()
-
-
-class BatchDecoder:
-    """Hands a stream's frames to the decoders in batches, a bounded number at a time. Leaving it waits for them all."""
-
-    def __init__(self, governor: Governor, run: Run, origin: Origin, queue: LayerQueue) -> None:
-        self._decode = partial(governor.decode, run, origin, queue)
-        self._batch: list[tuple[Frame, bytes]] = []
-        self._pending: set[asyncio.Task[None]] = set()
-        self._batch_bytes = 0
-
-    async def __aenter__(self) -> BatchDecoder:
-        return self
-
-    async def add(self, frame: Frame, data: bytes, *, at_once: bool) -> None:
-        """Take a frame; waits while too many batches are under way. Raises OSError from an earlier batch."""
-        self._batch.append((frame, data))
-        self._batch_bytes += frame.length
-        if at_once or self._batch_bytes >= BATCH_BYTES:
-            self._submit()
-        while len(self._pending) >= PENDING_BATCHES:
-            await self._wait(asyncio.FIRST_COMPLETED)
-
-    def _submit(self) -> None:
-        if self._batch:
-            batch, self._batch, self._batch_bytes = self._batch, [], 0
-            self._pending.add(asyncio.ensure_future(self._decode(batch)))
-
-    async def _wait(self, until: str) -> None:
-        done, self._pending = await asyncio.wait(self._pending, return_when=until)
-        errors = [error for task in done if (error := task.exception()) is not None]
-        if errors:
-            raise errors[0]
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """A batch that a worker has begun is always waited for: nobody else may touch its part of the layer file."""
-        if kind is None:
-            self._submit()
-        interrupted: BaseException | None = None
-        while self._pending:
-            try:
-                await self._wait(asyncio.ALL_COMPLETED)
-            except asyncio.CancelledError as error:
-                interrupted = error
-            except OSError as error:
-                interrupted = interrupted or error
-        if interrupted is not None and kind is None:
-            raise interrupted
-
-
-def _absent_stretches(run: Run) -> list[list[Frame]]:
-    """The frames of a run that are still absent, as stretches of neighbours."""
-    stretches: list[list[Frame]] = []
-    for frame in run.frames:
-        if frame.number in run.layer.present:
-            continue
-        if stretches and stretches[-1][-1].number + 1 == frame.number:
-            stretches[-1].append(frame)
-        else:
-            stretches.append([frame])
-    return stretches
 
 
 def _errno_of(failure: SourceFailure | OSError) -> int:
