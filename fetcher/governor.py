@@ -55,7 +55,6 @@ class Governor:
         self._prefetch: dict[tuple[str, int], None] = {}
         self._active = dict.fromkeys(Priority, 0)
         self._prefetching_bytes = 0
-        self._waiters = 0
         self._holds: dict[str, Hold] = {}
         self._running: set[Run] = set()
         self._transfers = Transfers(client, config.decode_workers, arrived=self._arrived)
@@ -120,9 +119,9 @@ class Governor:
         queue = self._queues[layer.digest]
         waiter = Waiter(reply, time.monotonic())
         self.fault_count += 1
-        self._waiters += 1
-        self._busy_until = waiter.since + BUSY_S
-        queue.add_waiter(numbers, waiter)
+        if queue.add_waiter(numbers, waiter):
+            # A reader at the fill's own front is served best by a fill at full speed.
+            self._busy_until = waiter.since + BUSY_S
         self._pump()
 
     def note_read(self, layer: Layer, offset: int, count: int) -> None:
@@ -192,6 +191,8 @@ class Governor:
             self._start(run)
         if self._active[Priority.PREFETCH]:
             return
+        while self._active[Priority.FILL] < self._config.streams and (run := self._next_hint()):
+            self._start(run)
         streams, run_bytes = self._fill_limits()
         while self._active[Priority.FILL] < streams and (run := self._next_fill(run_bytes)):
             self._start(run)
@@ -202,7 +203,8 @@ class Governor:
         return few and self._prefetching_bytes < self._config.prefetch_bytes
 
     def _fill_limits(self) -> tuple[int, int]:
-        if self._waiters or time.monotonic() < self._busy_until:
+        if self._active[Priority.FAULT] or time.monotonic() < self._busy_until:
+            self._pump_after(BUSY_S)
             return self._config.busy_streams, self._config.busy_run_bytes
         return self._config.streams, self._config.run_bytes
 
@@ -215,17 +217,17 @@ class Governor:
                 return run
         return None
 
+    def _next_hint(self) -> Run | None:
+        if not self._has_free_space():
+            return None
+        runs = (queue.take_hint_run(self._config.hint_run_bytes) for queue in self._filling())
+        return next((run for run in runs if run is not None), None)
+
     def _next_fill(self, run_bytes: int) -> Run | None:
         if not self._has_free_space():
             return None
-        filling = self._filling()
-        for queue in filling:
-            if run := queue.take_hint_run(run_bytes):
-                return run
-        for queue in filling:
-            if run := queue.take_fill_run(run_bytes):
-                return run
-        return None
+        runs = (queue.take_fill_run(run_bytes) for queue in self._filling())
+        return next((run for run in runs if run is not None), None)
 
     def _filling(self) -> list[LayerQueue]:
         now = time.monotonic()
@@ -324,7 +326,6 @@ class Governor:
     def _reply(self, waiters: Iterable[Waiter], error: int) -> None:
         now = time.monotonic()
         for waiter in waiters:
-            self._waiters -= 1
             self.fault_wait_s += now - waiter.since
             waiter.reply(error)
 

@@ -58,7 +58,8 @@ class GovernorConfig:
 
     streams: int = 4  # concurrent range requests of the fill
     run_bytes: int = 4 << 20  # compressed bytes of one of them
-    busy_streams: int = 2  # the same while readers wait: what is queued in the network delays their bytes
+    hint_run_bytes: int = 1 << 20  # the same for what lies around a fault
+    busy_streams: int = 1  # of the fill while readers wait: what is queued in the network delays their bytes
     busy_run_bytes: int = 512 << 10
     fault_streams: int = 16  # concurrent range requests for waiting readers, beside those
     prefetch_streams: int = 32  # concurrent range requests of a profile's replay, mostly short ones

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fetcher import queues
 from fetcher.layer import Layer
 from fetcher.model import GovernorConfig, Priority
 from fetcher.queues import LayerQueue, Run, Waiter
@@ -141,10 +142,13 @@ def test_fill_goes_front_to_back_around_what_is_under_way(queue: LayerQueue) -> 
     assert queue.layer.present.complete
 
 
-def test_fill_prefers_what_lies_behind_a_fault(queue: LayerQueue) -> None:
-    wait_for(queue, 100)
+def test_fill_prefers_what_lies_around_a_fault(queue: LayerQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queues, "AROUND_BYTES", 8 * FRAME_BYTES)
+    wait_for(queue, 98)
     finish(queue, queue.take_fault_run())
-    assert numbers(queue.take_hint_run(RUN_BYTES))[0] == 101
+    behind, before = queue.take_hint_run(RUN_BYTES), queue.take_hint_run(RUN_BYTES)
+    assert numbers(behind) == [99, 100, 101, 102, 103]
+    assert numbers(before) == [96, 97]
     assert queue.take_hint_run(RUN_BYTES) is None
 
 
