@@ -30,7 +30,7 @@ from fetcher.plane import DataPlane
 from fetcher.profile_store import ProfileStore
 from fetcher.profiles import Profiles
 from fetcher.registry import Origin, RegistryClient, RegistryError
-from fetcher.tar_digest import tar_digest
+from fetcher.tar_digest import small_tar_digest, tar_digest
 from fetcher.tasks import TaskSet
 from fetcher.teardown import keeper_pid
 from fetcher.touches import TouchLog
@@ -319,7 +319,10 @@ class Fetcher:
     async def _complete(self, layer: Layer) -> None:
         """When every frame is there, drop the mark if the whole is the tar the image's config names."""
         layer.open_for_filling()
-        found = await tar_digest(layer.fill_fd, partial(_bytes_from_start, layer))
+        if layer.frames.tar_size < HASH_ALONG_BYTES:
+            found = await asyncio.to_thread(_small_tar_digest, layer)
+        else:
+            found = await tar_digest(layer.fill_fd, partial(_bytes_from_start, layer))
         async with self._lock(layer.digest):
             if self._layers.get(layer.digest) is not layer:
                 return
@@ -431,6 +434,11 @@ class Fetcher:
             fetched_bytes=self.governor.fetched(layer.digest),
             last_error=layer.last_error,
         )
+
+
+def _small_tar_digest(layer: Layer) -> str:
+    with layer.borrow_fd() as fd:
+        return small_tar_digest(fd)
 
 
 def _bytes_from_start(layer: Layer) -> int | None:

@@ -1,7 +1,8 @@
-"""SHA-256 of a whole layer file, hashed along as it grows, in a process of its own at idle priority.
+"""SHA-256 of a whole layer file: of a small one in a thread, of a large one hashed along as it grows, in a process.
 
-A thread would not do: at idle priority it can be kept off the processor while it holds the interpreter's lock, and the
-event loop with it. Hashing along, not at the end, finds the bytes still in the page cache.
+That process runs at idle priority. A thread would not do: at idle priority it can be kept off the processor while it
+holds the interpreter's lock, and the event loop with it. Hashing along, not at the end, finds the bytes still in the
+page cache. Small layers are many, and a process for each would cost more than the hash.
 
 Run as a script: the argument is the number of the layer file's descriptor; each line on standard input is how many
 bytes from its start are there; at end of file everything is. Prints ``sha256:<hex>``.
@@ -18,6 +19,13 @@ from contextlib import suppress
 
 CHUNK = 1 << 20
 POLL_S = 0.5
+
+
+def small_tar_digest(fd: int) -> str:
+    """The digest of a complete file behind ``fd``, which must not raise events when read. Blocks."""
+    checksum = hashlib.sha256()
+    _hash(fd, checksum, 0, None)
+    return f"sha256:{checksum.hexdigest()}"
 
 
 async def tar_digest(fd: int, available: Callable[[], int | None]) -> str:
