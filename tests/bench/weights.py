@@ -5,14 +5,14 @@ Held against programs that only move the same bytes from the same registry: `cur
 """
 
 import json
+import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastpull.cold import drop_page_cache
 from fastpull.demo.bench import Bench, Mode, Workload
 from fastpull.demo.image import Layout
 from fastpull.lab.process import LabError
@@ -27,6 +27,7 @@ from tests.bench.trials import Trial
 from tests.bench.workload import Outcome
 
 STREAMS = 4
+ONE, MANY = "curl | zstd -dc", f"{STREAMS} x curl"
 _READS = ("read", "mmap")
 _LINK = Target(at_least=0.9)
 _UNSHAPED = Target(at_least=0.8)
@@ -35,7 +36,7 @@ _LOCAL = Target(at_most=1.1)
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """The converted layer that holds the weights, at its registry."""
+    """A layer of the converted image at its registry."""
 
     url: str
     size: int
@@ -48,8 +49,19 @@ class Blob:
         """Seconds of STREAMS ranged requests at a time, each into a file of its own."""
         step = -(-self.size // STREAMS)
         parts = [f"{start}-{min(start + step, self.size) - 1}" for start in range(0, self.size, step)]
-        script = 'url=$1; to=$2; shift 2; for part; do curl -sfS -r "$part" -o "$to/$part" "$url" & done; wait'
+        script = (
+            'url=$1; to=$2; shift 2; for part; do curl -sfS -r "$part" -o "$to/$part" "$url" & done; '
+            "for part; do wait -n || exit 1; done"
+        )
         return _timed([script], self.url, str(scratch), *parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Seconds of plain programs: the weights through zstd into a file; all layers of the image in parallel parts."""
+
+    one: Figure
+    many: Figure
 
 
 def _timed(script: list[str], *arguments: str) -> float:
@@ -72,36 +84,27 @@ class WeightsRead:
         done: dict[str, list[Trial]] = {}
         with laboratory(setting) as bench:
             prepared = push(bench, setting, image)
-            blob = _blob(bench, prepared.layout)
-            plain = self._plain(bench, setting, blob)
+            blobs = _blobs(bench, prepared.layout)
+            plain = self._plain(bench, setting, blobs)
             for kind in _READS:
                 modes = [mode for mode in all_modes(prepared) if setting.wants(mode.name) and _fits(mode, kind)]
                 done[kind] = list(trials.cold(bench, modes, self._workload(kind), setting.runs, setting.say))
-        rows = list(self._rows(setting, done, plain, blob.size))
+        rows = list(self._rows(setting, done, plain, blobs[0].size))
         return Outcome(rows=rows, trials=tuple(done["read"]), values=_values(done))
 
     def _workload(self, kind: str) -> Workload:
         return Workload(name=self.name, arguments=("/usr/bin/python3", f"/{PROGRAM}", kind))
 
-    def _plain(self, bench: Bench, setting: Setting, blob: Blob) -> dict[str, Figure]:
-        """Seconds of the plain programs."""
-        values: dict[str, list[float]] = {"curl | zstd -dc": [], f"{STREAMS} x curl": []}
+    def _plain(self, bench: Bench, setting: Setting, blobs: list[Blob]) -> Plain:
+        one, many = [], []
         for _ in range(setting.runs):
-            for name, download in zip(values, (blob.one_stream, blob.many_streams), strict=True):
-                scratch = bench.workspace.directory("plain")
-                drop_page_cache()
-                bench.registry.warm()
-                values[name].append(download(scratch))
-                for left in scratch.iterdir():
-                    left.unlink()
-                setting.say(f"{name}: {values[name][-1]:.2f} s")
-        return {name: figure(seconds, "s") for name, seconds in values.items()}
+            one.append(_alone(bench, blobs[0].one_stream))
+            many.append(sum(_alone(bench, blob.many_streams) for blob in blobs))
+            setting.say(f"{ONE}: {one[-1]:.2f} s; {MANY}: {many[-1]:.2f} s")
+        return Plain(figure(one, "s"), figure(many, "s"))
 
-    def _rows(
-        self, setting: Setting, done: dict[str, list[Trial]], plain: dict[str, Figure], size: int
-    ) -> Iterator[Row]:
+    def _rows(self, setting: Setting, done: dict[str, list[Trial]], plain: Plain, size: int) -> Iterator[Row]:
         title = f"b weights {setting.weights_bytes // MIB} MiB ({setting.shape})"
-        one, many = plain
         for kind in _READS:
             for mode in dict.fromkeys(trial.mode for trial in done[kind]):
                 mine = [trial for trial in done[kind] if trial.mode == mode]
@@ -111,8 +114,8 @@ class WeightsRead:
                 if link := setting.shape.rate_bits_s:
                     base, name, target = figure([link / 8 / MB], "MB/s"), "link", _LINK
                 else:
-                    speeds = [size / MB / seconds for seconds in plain[one].values]
-                    base, name, target = figure(speeds, "MB/s"), one, _UNSHAPED
+                    speeds = [size / MB / seconds for seconds in plain.one.values]
+                    base, name, target = figure(speeds, "MB/s"), ONE, _UNSHAPED
                 yield Row(
                     workload=title,
                     what=f"{what}rate from the request to the reader's end",
@@ -125,8 +128,8 @@ class WeightsRead:
                     workload=title,
                     what=f"{what}time until every byte is local",
                     ours=figure([max(trial.start.complete_s, 0.001) for trial in mine], "s"),
-                    base=plain[many],
-                    base_name=many,
+                    base=plain.many,
+                    base_name=MANY,
                     target=_LOCAL if ours else None,
                 )
                 if mode != "overlayfs":
@@ -146,9 +149,20 @@ def _fits(mode: Mode, kind: str) -> bool:
     return kind == "read" or mode.name == "fastpull"
 
 
-def _blob(bench: Bench, layout: Layout) -> Blob:
-    largest: dict[str, Any] = max(manifest(layout)["layers"], key=lambda layer: int(layer["size"]))
-    return Blob(f"http://{bench.registry.host}/v2/bench/fastpull/blobs/{largest['digest']}", largest["size"])
+def _alone(bench: Bench, download: Callable[[Path], float]) -> float:
+    """Seconds of one download into an empty directory, with nothing but the registry's blobs in the page cache."""
+    scratch = bench.workspace.directory("plain")
+    bench.make_cold()
+    seconds = download(scratch)
+    shutil.rmtree(scratch)
+    return seconds
+
+
+def _blobs(bench: Bench, layout: Layout) -> list[Blob]:
+    """The layers' blobs, the largest first."""
+    url = f"http://{bench.registry.host}/v2/bench/fastpull/blobs"
+    blobs = [Blob(f"{url}/{layer['digest']}", int(layer["size"])) for layer in manifest(layout)["layers"]]
+    return sorted(blobs, key=lambda blob: -blob.size)
 
 
 def _values(done: dict[str, list[Trial]]) -> dict[str, Any]:
