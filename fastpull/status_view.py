@@ -1,6 +1,6 @@
 """`fastpull status` as data: images and their layers, each lazy or not and why not. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class ImageLines:
     namespace: str
     digest: str
     layers: tuple[LayerLine, ...]
+    profile: str = "none"
 
     @property
     def lazy(self) -> int:
@@ -51,11 +52,25 @@ class ImageLines:
         return {**asdict(self), "lazy_layers": self.lazy, "local": self.local}
 
 
-def image_lines(image: LocalImage, daemon: Daemon, snapshotter: str) -> ImageLines:
-    """What can be said of an image."""
+def image_lines(
+    image: LocalImage, daemon: Daemon, snapshotter: str, profiles: Mapping[str, str] | None = None
+) -> ImageLines:
+    """What can be said of an image; `profiles` by manifest digest, in words."""
     unpacked = snapshotter in image.unpacked
     layers = tuple(_line(layer, daemon, unpacked) for layer in image.layers)
-    return ImageLines(name=image.name, namespace=image.namespace, digest=image.digest, layers=layers)
+    profile = (profiles or {}).get(image.digest, "none")
+    return ImageLines(name=image.name, namespace=image.namespace, digest=image.digest, layers=layers, profile=profile)
+
+
+def profile_words(row: Mapping[str, Any]) -> str:
+    """What became of an image's start profile, from its row of `GET /v1/profiles`."""
+    if row["recording"]:
+        return f"recording, {row['reads']} reads"
+    if row["frames_prefetched"]:
+        return f"replayed from {'this node' if row['source'] == 'local' else 'the registry'}"
+    if row["problem"]:
+        return f"unusable: {row['problem']}"
+    return "recorded here" if row["stored"] else "none"
 
 
 def _line(layer: Descriptor, daemon: Daemon, unpacked: bool) -> LayerLine:

@@ -42,6 +42,29 @@ Examples:
 The container is removed afterwards. Every other flag before IMAGE goes to nerdctl run, and everything after
 IMAGE to the container. A second recording is merged with the first.
 """
+SHOW_EXAMPLES = """\b
+Examples:
+  fastpull profile show registry.example/app:1
+  fastpull profile show --json registry.example/app:1 > app.profile
+"""
+LIST_EXAMPLES = """\b
+Examples:
+  sudo fastpull profile list
+"""
+PUSH_EXAMPLES = """\b
+Examples:
+  sudo fastpull profile push registry.example/app:1
+  fastpull profile push --file app.profile registry.example/app:1
+"""
+REMOVE_EXAMPLES = """\b
+Examples:
+  sudo fastpull profile rm registry.example/app:1
+  fastpull profile rm --registry registry.example/app:1
+"""
+MERGE_EXAMPLES = """\b
+Examples:
+  fastpull profile merge -o app.profile first.profile second.profile
+"""
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _run_dir = click.option(
@@ -211,7 +234,7 @@ def _say(text: str) -> None:
 # Show, list
 
 
-@profile.command("show")
+@profile.command("show", epilog=SHOW_EXAMPLES)
 @click.argument("image")
 @click.option("--file", "file", type=_FILE, help="This profile, instead of the node's or the registry's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the profile itself, as convert --profile takes it.")
@@ -268,7 +291,7 @@ def _fitting(found: Profile | None, target: Target) -> Profile:
     return found
 
 
-@profile.command("list")
+@profile.command("list", epilog=LIST_EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @_run_dir
 def list_command(as_json: bool, run_dir: Path) -> None:
@@ -286,7 +309,7 @@ def list_command(as_json: bool, run_dir: Path) -> None:
 # Push, remove, merge
 
 
-@profile.command("push")
+@profile.command("push", epilog=PUSH_EXAMPLES)
 @click.argument("image")
 @click.option("--file", "file", type=_FILE, help="This profile, instead of the node's.")
 @_platform
@@ -319,7 +342,7 @@ async def _push(client: RegistryClient, target: Target, found: Profile) -> None:
     _say(f"{target.reference}: attached {made.digest}")
 
 
-@profile.command("rm")
+@profile.command("rm", epilog=REMOVE_EXAMPLES)
 @click.argument("image")
 @click.option("--registry", "in_registry", is_flag=True, help="Those attached in the registry, not this node's.")
 @_platform
@@ -346,7 +369,7 @@ async def _remove(
     _say(f"{target.reference}: removed {count}")
 
 
-@profile.command("merge")
+@profile.command("merge", epilog=MERGE_EXAMPLES)
 @click.argument("files", nargs=-1, required=True, type=_FILE)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to. [standard output]")
 def merge_command(files: tuple[Path, ...], output: Path | None) -> None:

@@ -19,7 +19,8 @@ from fastpull.daemon_client import Daemon, ask
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.local_images import canonical, local_images
-from fastpull.status_view import ImageLines, LayerLine, image_lines, relevant
+from fastpull.profile_client import ProfileClient
+from fastpull.status_view import ImageLines, LayerLine, image_lines, profile_words, relevant
 
 _REFRESH_S = 0.5
 _PATH = click.Path(path_type=Path)
@@ -99,7 +100,10 @@ async def _look(question: Question) -> Answer:
     if question.image is not None and not shown:
         hint = f"nerdctl --namespace {question.namespace} images lists what there is; -n names another namespace"
         raise Failure(f"there is no image {question.image} here", hint=hint, code=ExitCode.NOT_FOUND)
-    return Answer(daemon=daemon, images=tuple(image_lines(one, daemon, question.snapshotter) for one in shown))
+    rows = await ProfileClient(question.admin_socket).index() if daemon.plane != "none" else []
+    told = {str(row["manifest"]): profile_words(row) for row in rows}
+    lines = tuple(image_lines(one, daemon, question.snapshotter, told) for one in shown)
+    return Answer(daemon=daemon, images=lines)
 
 
 async def _watch(question: Question) -> None:
@@ -147,17 +151,20 @@ def _headline(daemon: Daemon) -> Text:
 
 
 def _images(images: tuple[ImageLines, ...]) -> Table:
-    table = _table("image", "lazy layers", "local", "", "reads waiting")
+    table = _table("image", "lazy layers", "local", "", "reads waiting", "profile")
     for image in images:
         share = image.local
         lazy = f"{image.lazy} of {len(image.layers)}"
         waiting = sum(layer.waiting for layer in image.layers)
-        table.add_row(escape(image.name), lazy, _percent(share), _bar(share), str(waiting) if waiting else "")
+        table.add_row(
+            escape(image.name), lazy, _percent(share), _bar(share), str(waiting) if waiting else "", image.profile
+        )
     return table
 
 
 def _title(image: ImageLines) -> Text:
-    return Text.assemble((image.name, "bold"), f"  {image.lazy} of {len(image.layers)} layers lazy")
+    counted = f"  {image.lazy} of {len(image.layers)} layers lazy; profile: {image.profile}"
+    return Text.assemble((image.name, "bold"), counted)
 
 
 def _layers(image: ImageLines) -> Table:

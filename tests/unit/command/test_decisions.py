@@ -21,7 +21,7 @@ from fastpull.readiness import check_endpoint
 from fastpull.registries import destination, kind_of, login_hint
 from fastpull.samples import Benchmark, Sample
 from fastpull.setup.unit import Paths, unit_text
-from fastpull.status_view import image_lines
+from fastpull.status_view import image_lines, profile_words
 from fetcher.registry import Descriptor
 from layerformat.digest import Digest
 from snapshotter._pb import task_events_pb2
@@ -254,3 +254,29 @@ def test_status_says_why_a_layer_is_not_lazy() -> None:
 def test_a_daemon_of_another_version_is_noticed(document: dict[str, Any]) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         parse(document)
+
+
+_NO_PROFILE = {
+    "manifest": "sha256:0",
+    "recording": False,
+    "reads": 0,
+    "source": None,
+    "frames_prefetched": 0,
+    "stored": False,
+    "problem": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({}, "none"),
+        ({"recording": True, "reads": 7}, "recording, 7 reads"),
+        ({"stored": True}, "recorded here"),
+        ({"stored": True, "frames_prefetched": 3, "source": "local"}, "replayed from this node"),
+        ({"frames_prefetched": 3, "source": "registry"}, "replayed from the registry"),
+        ({"stored": True, "problem": "of another image"}, "unusable: of another image"),
+    ],
+)
+def test_status_tells_what_became_of_the_profile(row: dict[str, object], said: str) -> None:
+    assert profile_words(_NO_PROFILE | row) == said
