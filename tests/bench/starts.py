@@ -42,7 +42,7 @@ class ServerStarts:
     modes: tuple[str, ...] = MODES[:-1]
     # Below the root of the image: what `steady` reads.
     site = Path("opt/app/site")
-    module = ""
+    modules: tuple[str, ...] = ()
 
     def image(self, setting: Setting) -> Layout:
         raise NotImplementedError
@@ -74,7 +74,7 @@ class ServerStarts:
     def _more(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Row]:
         if setting.steady:
             title = f"{self.letter} {self.name}, all local"
-            yield from steady.rows(bench, setting, prepared, title=title, site=self.site, module=self.module)
+            yield from steady.rows(bench, setting, prepared, title=title, site=self.site, modules=self.modules)
 
 
 def all_modes(prepared: Prepared) -> list[Mode]:
@@ -108,7 +108,7 @@ class TorchServer(ServerStarts):
     letter = "a"
     name = "PyTorch server"
     modes = MODES
-    module = "torch"
+    modules = ("torch",)
 
     def image(self, setting: Setting) -> Layout:
         return torch_image(setting.cache, setting.say)
@@ -124,7 +124,7 @@ class ImportsServer(ServerStarts):
 
     letter = "c"
     name = "small modules"
-    module = "package_000"
+    modules = tuple(f"package_{number:03}" for number in range(40))
 
     def image(self, setting: Setting) -> Layout:
         return imports_image(setting.cache, setting.say)
@@ -136,7 +136,7 @@ class DemoServer(ServerStarts):
     letter = "d"
     name = "demo"
     site = Path("opt/demo/site")
-    module = "numpy"
+    modules = ("numpy",)
 
     def image(self, setting: Setting) -> Layout:
         return demo_server_image(setting.cache, setting.say)

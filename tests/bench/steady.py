@@ -7,7 +7,7 @@ with the page cache dropped, then again at once.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,16 +80,16 @@ def _fio(kind: str, block: str) -> Callable[[Root], float]:
     return measured
 
 
-def _import(module: str) -> Callable[[Root], float]:
+def _import(modules: Sequence[str]) -> Callable[[Root], float]:
     def measured(root: Root) -> float:
         site = root.site.relative_to(root.path)
         command = ["env", "-i", f"PYTHONPATH=/{site}", "HOME=/root", "PYTHONDONTWRITEBYTECODE=1", "/usr/bin/python3"]
-        return _timed(["chroot", str(root.path), *command, "-c", f"import {module}"])
+        return _timed(["chroot", str(root.path), *command, "-c", f"import {', '.join(modules)}"])
 
     return measured
 
 
-def tasks(module: str) -> list[Task]:
+def tasks(modules: Sequence[str]) -> list[Task]:
     """What is timed; fio only where there is one."""
     found = [
         Task("tree walk with stat", _walk, cold=_TWICE),
@@ -99,12 +99,15 @@ def tasks(module: str) -> list[Task]:
     if shutil.which("fio"):
         found.append(Task("fio 4 KiB random read", _fio("randread", "4k")))
         found.append(Task("fio sequential read", _fio("read", "128k")))
-    if module:
-        found.append(Task(f"import {module}", _import(module)))
+    if modules:
+        more = f" and {len(modules) - 1} more" if modules[1:] else ""
+        found.append(Task(f"import {modules[0]}{more}", _import(modules)))
     return found
 
 
-def rows(bench: Bench, setting: Setting, prepared: Prepared, *, title: str, site: Path, module: str) -> Iterator[Row]:
+def rows(
+    bench: Bench, setting: Setting, prepared: Prepared, *, title: str, site: Path, modules: Sequence[str]
+) -> Iterator[Row]:
     """Rows of one image."""
     mode = Mode(name="steady", snapshotter="fastpull", reference=prepared.converted, daemon_config=UNRECORDED)
     with bench.node(mode) as node, ExitStack() as stack:
@@ -114,7 +117,7 @@ def rows(bench: Bench, setting: Setting, prepared: Prepared, *, title: str, site
                 for name, reference in (("overlayfs", prepared.plain), ("fastpull", prepared.converted))
             ]
             wait_complete(node)
-        for task in tasks(module):
+        for task in tasks(modules):
             yield from _rows(setting, task, roots, title)
 
 
