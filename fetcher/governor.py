@@ -206,6 +206,9 @@ class Governor:
         if self._active[Priority.FAULT] or time.monotonic() < self._busy_until:
             self._pump_after(BUSY_S)
             return self._config.busy_streams, self._config.busy_run_bytes
+        if time.monotonic() < self._busy_until + QUIET_S:
+            # A start computes for a while between two bursts of reads: the next one is not to stand behind 16 MiB.
+            return self._config.streams, self._config.hint_run_bytes
         return self._config.streams, self._config.run_bytes
 
     def _next_fault(self) -> Run | None:
