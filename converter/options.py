@@ -14,8 +14,8 @@ from layerformat.digest import DiffID, Digest
 #: Where more effort stops paying. A layer of 970 MB of libraries and a Go tree, 256 KiB frames: level 1 gives 6 % more
 #: bytes for 18 % less CPU in all, level 6 gives 3.6 % fewer bytes for 70 % more CPU.
 DEFAULT_LEVEL: Final = 3
-#: Hot ranges closer than this are fetched as one: at 1 Gbit/s a request's 2 ms of CPU, here and in the registry, are worth
-#: 200 KB. On a PyTorch start 64 KiB leave 1,617 of 2,286 requests for 6 % more bytes.
+#: Hot ranges closer than this are fetched as one: at 1 Gbit/s a request's 2 ms of CPU, here and in the registry, are
+#: worth 200 KB. On a PyTorch start 64 KiB leave 1,617 of 2,286 requests for 6 % more bytes.
 _PROFILE_GAP: Final = 64 << 10
 _CUTS_VERSION: Final = 2  # counted up whenever the same options would cut or pad differently
 
