@@ -6,19 +6,14 @@ Nothing is concluded from the kernel's version: distributions carry features bac
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 from fastpull.doctor.check import Check, fail, note, ok
-from fetcher import kernel
-from layerformat.entries import Entry
-from layerformat.erofs_write import build_metadata
+from fetcher import kernel, planes
 
 AREA = "kernel"
-_BLOCK_BYTES = 4096
 _LOW_SPACE_BYTES = 5 << 30
-_CONTENT = b"fastpull doctor\n"
 
 
 def host_checks(root: Path) -> list[Check]:
@@ -29,10 +24,16 @@ def host_checks(root: Path) -> list[Check]:
             fail(AREA, "root", "not root: the kernel cannot be probed", "run it as root: sudo fastpull doctor"),
             _space(base),
         ]
-    with tempfile.TemporaryDirectory(prefix="fastpull-doctor-", dir=base) as scratch:
-        place = Path(scratch)
-        fanotify, erofs = _fanotify(place, base), _erofs(place)
-        return [fanotify, erofs, _overlay(place), _fuse(), _plane(fanotify, erofs), _space(base)]
+    can = planes.probe(base)
+    return [
+        _ability("pre-content events", can.pre_content, "Linux 6.14 or later, and a root on ext4, xfs or btrfs"),
+        _ability("EROFS from files", can.erofs_files, "Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE"),
+        _ability("EROFS on loop devices", can.erofs_loop, "modprobe erofs loop"),
+        _ability("FUSE", can.fuse, "modprobe fuse (needed only where pre-content events do not work)"),
+        _overlay(base),
+        _plane(can),
+        _space(base),
+    ]
 
 
 def _existing(path: Path) -> Path:
@@ -40,104 +41,39 @@ def _existing(path: Path) -> Path:
     return next(above for above in (path.absolute(), *path.absolute().parents) if above.is_dir())
 
 
-def _tried(action: Callable[[], None]) -> OSError | None:
-    try:
-        action()
-    except OSError as problem:
-        return problem
-    return None
+def _ability(name: str, problem: str | None, fix: str) -> Check:
+    return ok(AREA, name, "works") if problem is None else note(AREA, name, f"no: {problem}", fix)
 
 
-def _fanotify(place: Path, base: Path) -> Check:
-    """Linux 6.14: FAN_PRE_ACCESS on a file of this file system (ext4, xfs, btrfs; not tmpfs)."""
-    watched = place / "watched"
-    watched.write_bytes(_CONTENT)
-    name = "pre-content events"
-    problem = _tried(lambda: _mark(watched))
-    if problem is None:
-        return ok(AREA, name, f"work on {base}")
-    return note(
-        AREA, name, f"not on {base}: {problem.strerror}", "a kernel of 6.14 or later, and a root on ext4, xfs or btrfs"
-    )
-
-
-def _mark(path: Path) -> None:
-    group = kernel.fanotify_init_pre_content()
-    try:
-        kernel.fanotify_mark(group, path)
-    finally:
-        os.close(group)
-
-
-def _erofs(place: Path) -> Check:
-    """Mount a file system of one file straight from files, read the file, unmount."""
-    target, device, metadata = place / "mnt", place / "device", place / "metadata"
-    target.mkdir()
-    device.write_bytes(_CONTENT.ljust(_BLOCK_BYTES, b"\0"))
-    entry = Entry(path=b"f", mode=0o100644, uid=0, gid=0, mtime_ns=0, size=len(_CONTENT), data_offset=0)
-    metadata.write_bytes(build_metadata([entry], device_bytes=_BLOCK_BYTES))
-    name = "EROFS from files"
-    problem = _tried(lambda: _read_back(metadata, device, target))
-    if problem is None:
-        return ok(AREA, name, "mounts and reads")
-    return note(
-        AREA,
-        name,
-        f"no: {problem.strerror or problem}",
-        "a kernel of 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE",
-    )
-
-
-def _read_back(metadata: Path, device: Path, target: Path) -> None:
-    with kernel.mounted_erofs(metadata, [device], target):
-        if (target / "f").read_bytes() != _CONTENT:
-            raise OSError("it reads back wrong")
-
-
-def _overlay(place: Path) -> Check:
-    parts = {name: place / f"overlay-{name}" for name in ("lower", "upper", "work", "merged")}
-    for path in parts.values():
-        path.mkdir()
-    data = f"lowerdir={parts['lower']},upperdir={parts['upper']},workdir={parts['work']}"
-    problem = _tried(lambda: _mount_once(parts["merged"], data))
-    if problem is None:
-        return ok(AREA, "overlayfs", "mounts")
-    return fail(
-        AREA, "overlayfs", f"no: {problem.strerror}", "load the overlay module; the root must not itself be an overlay"
-    )
-
-
-def _mount_once(target: Path, data: str) -> None:
-    with _unmounted_after(target):
-        kernel.mount("overlay", target, "overlay", 0, data)
-
-
-@contextmanager
-def _unmounted_after(target: Path) -> Iterator[None]:
-    yield
-    kernel.umount(target)
-
-
-def _fuse() -> Check:
-    problem = _tried(lambda: os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)))
-    if problem is None:
-        return ok(AREA, "FUSE", "/dev/fuse opens")
-    return note(
-        AREA,
-        "FUSE",
-        f"/dev/fuse: {problem.strerror}",
-        "modprobe fuse (needed only where pre-content events do not work)",
-    )
-
-
-def _plane(fanotify: Check, erofs: Check) -> Check:
+def _plane(can: planes.Capabilities) -> Check:
     """What the other findings amount to."""
     name = "lazy loading"
-    if erofs.fix:
-        return fail(AREA, name, "images will be downloaded whole before they start", erofs.fix)
-    if fanotify.fix:
-        return note(AREA, name, "works through FUSE, a little slower than with pre-content events", fanotify.fix)
-    return ok(AREA, name, "works, served by the kernel")
+    match planes.choose("auto", can):
+        case "fanotify":
+            return ok(AREA, name, "works, served by the kernel")
+        case "fuse":
+            why = can.obstacle("fanotify")
+            return note(AREA, name, f"works through FUSE, a little slower ({why})", "see the abilities above")
+        case _:
+            why = can.obstacle("fuse")
+            return fail(AREA, name, f"images will be downloaded whole before they start ({why})", "a kernel with EROFS")
+
+
+def _overlay(base: Path) -> Check:
+    with tempfile.TemporaryDirectory(prefix=".fastpull-doctor-", dir=base) as scratch:
+        parts = {name: Path(scratch) / name for name in ("lower", "upper", "work", "merged")}
+        for path in parts.values():
+            path.mkdir()
+        data = f"lowerdir={parts['lower']},upperdir={parts['upper']},workdir={parts['work']}"
+        try:
+            kernel.mount("overlay", parts["merged"], "overlay", 0, data)
+        except OSError as problem:
+            fix = "load the overlay module; the root must not itself be an overlay"
+            return fail(AREA, "overlayfs", f"no: {problem.strerror}", fix)
+        finally:
+            with suppress(OSError):
+                kernel.umount(parts["merged"])
+    return ok(AREA, "overlayfs", "mounts")
 
 
 def _space(base: Path) -> Check:
