@@ -41,7 +41,8 @@ class FrameBitmap:
             if not valid:
                 # The header comes last: a half-made file is never taken for a valid one.
                 os.ftruncate(fd, 0)
-                os.ftruncate(fd, size)
+                # Allocated, not a hole: a store into a mapped hole on a full disk would be a fatal signal.
+                os.posix_fallocate(fd, 0, size)
                 os.pwrite(fd, self._read_durable(), _HEADER.size)
                 os.pwrite(fd, _HEADER.pack(_MAGIC, boot_id()), 0)
             self._map = mmap.mmap(fd, size)
