@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,8 +50,6 @@ def _end(pid: int) -> None:
         handle = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
-            deadline = time.monotonic() + PATIENCE_S
-            while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
+            select.select([handle], [], [], PATIENCE_S)
         finally:
             os.close(handle)

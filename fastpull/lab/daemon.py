@@ -1,8 +1,6 @@
 """`fastpull-snapshotter` as a child process: it can be killed and started again over the same state."""
 
 import contextlib
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +9,10 @@ from typing import Self
 
 from fastpull.lab import mounts
 from fastpull.lab.mounts import Mount
-from fastpull.lab.process import LabError, Service, wait_until
+from fastpull.lab.process import Service
 from fastpull.lab.registry import Registry
-from fastpull.lab.workspace import Workspace, kill_all
+from fastpull.lab.workspace import Workspace
+from fetcher.teardown import teardown
 
 _PROGRAM = "fastpull-snapshotter"
 
@@ -119,7 +118,7 @@ class Daemon:
             self.start()
         except BaseException:
             self._service.kill()
-            self._end_keeper()
+            teardown(self.root, self.run_dir)
             raise
         return self
 
@@ -127,33 +126,8 @@ class Daemon:
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        expected = {mount.point for mount in self.mounted_layers()}
-        # The keeper must outlive the mounts: without it the kernel would let every waiting read go on.
-        for found in mounts.unmount_below(self.root):
-            if found.point not in expected:
-                self.left.append(f"mount {found.kind} on {found.point}")
-        self._end_keeper()
-
-    def _end_keeper(self) -> None:
-        """SIGTERM ends a keeper that holds nothing; one that still keeps layers open must be killed.
-
-        That is safe here and nowhere else: nothing is mounted any more that could read through it.
-        """
-        pid = self.keeper_pid()
-        if pid is None or _ended(pid):
-            return
-        os.kill(pid, signal.SIGTERM)
-        with contextlib.suppress(LabError):
-            wait_until(lambda: _ended(pid), what="keeper", timeout_s=0.5)
-            return
-        kill_all([pid])
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
+        by_design = {mount.point for mount in self.mounted_layers()} | {str(self.run_dir / "fuse")}
+        self.left += [f"mount on {point}" for point in teardown(self.root, self.run_dir) if str(point) not in by_design]
 
 
 def _listening_sockets() -> list[str]:
