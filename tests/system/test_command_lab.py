@@ -90,9 +90,9 @@ class CommandLine:
         write_layout(layout, "t", image)
         return self.registry.push_layout(layout, "t", name)
 
-    def push_converted(self, name: str = "app:1") -> str:
+    def push_converted(self, name: str = "app:1", *, extra: int = 2 * MIB) -> str:
         """The same, converted in place: one tag."""
-        reference = self.push(name)
+        reference = self.push(name, extra=extra)
         self("convert", reference, reference)
         return reference
 

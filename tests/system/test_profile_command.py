@@ -40,7 +40,8 @@ def noise_bytes(profile: Profile) -> int:
 
 
 def test_recorded_pushed_replayed_and_converted_along(fastpull: CommandLine, tmp_path: Path) -> None:
-    image = fastpull.push_converted()
+    # Large enough for the fill to take longer than it takes to find the profile.
+    image = fastpull.push_converted(extra=64 * MIB)
     read = ["sh", "-c", "head -c 300000 /noise | sha256sum"]
     done = fastpull("profile", "record", "--cold", *run_dir(fastpull), HOST, image, *read)
     assert "ranges" in done.stderr
