@@ -134,6 +134,8 @@ class Fetcher:
         layer = self._layers.get(ref.digest) or await self._admission(ref, origins)
         if layer.ref != ref:
             raise LayerUnavailable(f"layer {ref.digest}: known with another index or diff id")
+        if layer.state is LayerState.CORRUPT:
+            raise LayerUnavailable(f"layer {ref.digest}: {layer.last_error}")
         if layer.add_origins(origins):
             await asyncio.to_thread(layer.save_origins)
 

@@ -183,7 +183,8 @@ async def test_a_layer_that_is_not_the_configs_tar_is_never_complete(config: Fet
         registry.add_blob(REPOSITORY, blob)
         async with mounted(replace(config, background_fill=True), lying, origin(registry)) as (fetcher, _):
             await until(lambda: fetcher.status().layers[0].state is LayerState.CORRUPT)
-            assert "config says" in (fetcher.status().layers[0].last_error or "")
+            with pytest.raises(LayerUnavailable, match="config says"):
+                await fetcher.admit(ref, [origin(registry)])
 
 
 def _is_fanotify(fd: str) -> bool:
