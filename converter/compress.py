@@ -5,7 +5,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Final, Protocol, cast
+from typing import IO, Final, cast
 
 import zstandard
 
@@ -120,12 +120,6 @@ class CompressedFrame:
     data: bytes
     length: int
     sha256: bytes
-
-
-class Compress(Protocol):
-    """How a frame is compressed; called from many threads."""
-
-    def __call__(self, plain: bytes) -> CompressedFrame: ...
 
 
 class FrameCompressor:

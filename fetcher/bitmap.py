@@ -86,12 +86,6 @@ class FrameBitmap:
             self._bits[number >> 3] |= bit
             self._count += 1
 
-    def clear(self) -> None:
-        """Believe in nothing: the layer file turned out to be wrong."""
-        self._durable.unlink(missing_ok=True)
-        self._bits[:] = bytes(len(self._bits))
-        self._count = 0
-
     def first_absent(self, start: int) -> int:
         """The first frame from ``start`` on that is not present; ``len(self)`` when there is none."""
         number = start

@@ -165,12 +165,6 @@ class Governor:
         del self._holds[digest]
         return False
 
-    def stop_filling(self, layer: Layer) -> None:
-        """Fetch only what is read from now on; requests under way are ended."""
-        queue = self._queues.get(layer.digest)
-        if queue is not None:
-            queue.filling = False
-
     def waiting(self, digest: str) -> int:
         """How many reads wait for a layer."""
         queue = self._queues.get(digest)

@@ -23,10 +23,6 @@ libc = ctypes.CDLL(None, use_errno=True)
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
-MS_REMOUNT = 0x20
-MS_BIND = 0x1000
-MS_REC = 0x4000
-MS_PRIVATE = 1 << 18
 MNT_FORCE = 0x1
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
@@ -53,7 +49,6 @@ FAN_UNLIMITED_MARKS = 0x20
 FAN_MARK_ADD = 0x1
 FAN_MARK_REMOVE = 0x2
 FAN_PRE_ACCESS = 0x0010_0000
-FAN_Q_OVERFLOW = 0x4000
 FAN_ALLOW = 0x01
 FAN_DENY = 0x02
 FAN_ERRNO_SHIFT = 24
@@ -63,9 +58,6 @@ FANOTIFY_METADATA_VERSION = 3
 
 # include/uapi/linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 FICLONERANGE = 0x4020_940D
-# include/uapi/linux/falloc.h
-FALLOC_FL_KEEP_SIZE = 0x1
-FALLOC_FL_PUNCH_HOLE = 0x2
 
 AT_FDCWD = -100
 
@@ -87,8 +79,6 @@ libc.fanotify_init.argtypes = (ctypes.c_uint, ctypes.c_uint)
 libc.fanotify_init.restype = ctypes.c_int
 libc.fanotify_mark.argtypes = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, c_char_p)
 libc.fanotify_mark.restype = ctypes.c_int
-libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-libc.fallocate.restype = ctypes.c_int
 libc.syncfs.argtypes = (ctypes.c_int,)
 libc.syncfs.restype = ctypes.c_int
 libc.syscall.restype = ctypes.c_long
@@ -228,11 +218,6 @@ def fanotify_respond(group: int, fd: int, error: int = 0) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give the blocks of a range back to the file system; the range reads as zeros afterwards."""
-    _checked(libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))
 
 
 def clone_range(source: int, source_offset: int, destination: int, destination_offset: int, length: int) -> None:

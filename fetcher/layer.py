@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -204,13 +204,6 @@ class Layer:
         self.make_durable()
         self._verified_path.touch()
         self.state = LayerState.COMPLETE
-
-    def forget_data(self) -> None:
-        """Believe in no frame any more; they are fetched again."""
-        with suppress(FileNotFoundError):
-            self._verified_path.unlink()
-        self.present.clear()
-        self.present_bytes = 0
 
     def add_origins(self, origins: Sequence[Origin]) -> bool:
         """Remember more places the layer can be had from; tells whether any was new."""
