@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,8 @@ class Governor:
         self._on_complete = on_complete
         self._queues: dict[str, LayerQueue] = {}
         self._layer_tasks: dict[str, TaskSet] = {}
-        self._prefetch: dict[tuple[str, int], None] = {}
+        # An OrderedDict's first key is found at once; a dict's only past all that were deleted before it.
+        self._prefetch: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._active = dict.fromkeys(Priority, 0)
         self._prefetching_bytes = 0
         self._holds: dict[str, Hold] = {}
