@@ -20,8 +20,6 @@ Restart=always
 RestartSec=1
 # A restart must not touch what containers read from: the keeper process and the mounts outlive the daemon.
 KillMode=process
-FileDescriptorStoreMax=4096
-FileDescriptorStorePreserve=yes
 # Mounts made by the daemon have to be seen by containerd: no private mount namespace here.
 PrivateMounts=no
 Environment=HOME=/root

@@ -183,7 +183,6 @@ def test_the_unit_lets_containers_live_through_a_restart() -> None:
     unit = unit_text(Paths(program="/opt/fast pull/bin/fastpull-snapshotter"))
     for line in ("KillMode=process", "Before=containerd.service", "Environment=HOME=/root", "Restart=always"):
         assert line in unit.splitlines()
-    assert any(line.startswith("FileDescriptorStoreMax=") for line in unit.splitlines())
     assert 'ExecStart="/opt/fast pull/bin/fastpull-snapshotter" --config' in unit
 
 
