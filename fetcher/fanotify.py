@@ -229,7 +229,11 @@ class FanotifyPlane:
         self.events += len(events)
         self._waiting += len(events)
         for event, inode in events:
-            self._serve(event, inode)
+            try:
+                self._serve(event, inode)
+            except Exception:
+                # The others must not wait for this one's sake. It stays in the journal: the next daemon answers it.
+                log.exception("event_failed", inode=inode, offset=event.offset, count=event.count)
         if self._waiting > MAX_WAITING:
             self._pause()
 
