@@ -40,7 +40,11 @@ apt() {
     [[ -z $made ]] || rm -f "$policy"
 }
 
-unpacked() { [[ -x $tools/debian/usr/bin/$1 || -x /usr/bin/$1 ]]; }
+unpacked() {
+    local place
+    for place in "$tools/debian/usr" /usr; do [[ -x $place/bin/$1 || -x $place/sbin/$1 ]] && return; done
+    return 1
+}
 
 step_packages() {
     local missing=() apart=() name

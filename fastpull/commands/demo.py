@@ -107,7 +107,11 @@ def _reported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bench(shape: LinkShape, console: Console, *, keep: bool) -> Iterator[Bench]:
-    with Workspace(keep=keep) as workspace, ShapedLink(shape) as link, Registry(workspace, link) as registry:
+    with (
+        Workspace(keep=keep) as workspace,
+        ShapedLink(shape) as link,
+        Registry(workspace, link, storage=True) as registry,
+    ):
         console.print(f"laboratory in {workspace.path}, registry at {registry.host} ({shape})", highlight=False)
         yield Bench(workspace, link, registry, _steps(console))
     for line in workspace.left:

@@ -17,14 +17,15 @@ def tools_dir() -> Path:
     return Path(named) if named else Path(__file__).resolve().parents[2] / ".tools" / "bin"
 
 
-def _debian_dir() -> Path:
+def _debian_dirs() -> tuple[str, ...]:
     """Programs of Debian packages that were unpacked and not installed, because installing starts a service."""
-    return tools_dir().parent / "debian" / "usr" / "bin"
+    unpacked = tools_dir().parent / "debian" / "usr"
+    return str(unpacked / "bin"), str(unpacked / "sbin")
 
 
 def search_path() -> str:
     own = os.environ.get("PATH", "")
-    return os.pathsep.join([str(tools_dir()), own, *_SYSTEM_DIRS, str(_debian_dir())])
+    return os.pathsep.join([str(tools_dir()), own, *_SYSTEM_DIRS, *_debian_dirs()])
 
 
 def find(name: str) -> Path:
@@ -37,7 +38,7 @@ def find(name: str) -> Path:
 
 def find_system(name: str) -> Path | None:
     """Path of the distribution's program of that name, or None."""
-    found = shutil.which(name, path=os.pathsep.join([*_SYSTEM_DIRS, str(_debian_dir())]))
+    found = shutil.which(name, path=os.pathsep.join([*_SYSTEM_DIRS, *_debian_dirs()]))
     return Path(found) if found else None
 
 

@@ -45,7 +45,7 @@ def laboratory(setting: Setting) -> Iterator[Bench]:
     with (
         Workspace(keep=setting.keep) as space,
         ShapedLink(setting.shape) as link,
-        Registry(space, link) as registry,
+        Registry(space, link, storage=True) as registry,
     ):
         yield Bench(space, link, registry, setting.say)
     for line in space.left:
