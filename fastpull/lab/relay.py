@@ -12,6 +12,8 @@ import contextlib
 from collections import deque
 from dataclasses import dataclass, field
 
+import uvloop
+
 READ_BYTES = 256 * 1024
 # 10 Gbit/s over 50 ms is 62 MB; past that the queue holds the sender back as a full pipe does.
 QUEUE_BYTES = 64 * 1024 * 1024
@@ -120,7 +122,7 @@ def main() -> None:
     given = parser.parse_args()
     relay = Relay(target_host=given.target[0], target_port=given.target[1], delay_s=given.delay_ms / 1000)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(relay.serve(*given.listen))
+        uvloop.run(relay.serve(*given.listen))
 
 
 if __name__ == "__main__":
