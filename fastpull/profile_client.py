@@ -8,12 +8,12 @@ from typing import Any
 
 import aiohttp
 
+from fastpull.daemon_client import unreachable
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fetcher.profile import Profile, ProfileError, decode_profile
 
 _TIMEOUT_S = 60.0
-_START = "systemctl start fastpull; journalctl -u fastpull tells why it does not start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +72,7 @@ class ProfileClient:
                     raise Failure(f"the daemon declines: {_reason(answer)}")
                 return response.status, answer
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
-            message = f"the daemon does not answer at {self._socket}: {problem or type(problem).__name__}"
-            raise Failure(message, hint=_START, code=ExitCode.UNAVAILABLE) from None
+            raise unreachable(self._socket, problem) from None
 
 
 def _reason(answer: bytes) -> str:

@@ -272,8 +272,8 @@ _NO_PROFILE = {
     ("row", "said"),
     [
         ({}, "none"),
-        ({"recording": True, "reads": 7}, "recording, 7 reads"),
-        ({"stored": True}, "recorded here"),
+        ({"recording": True, "reads": 7}, "recording this start, 7 reads"),
+        ({"stored": True}, "recorded, for the next start here"),
         ({"stored": True, "frames_prefetched": 3, "source": "local"}, "replayed from this node"),
         ({"frames_prefetched": 3, "source": "registry"}, "replayed from the registry"),
         ({"stored": True, "problem": "of another image"}, "unusable: of another image"),
