@@ -41,6 +41,11 @@ class ProfileClient:
         status, body = await self._call("GET", f"/{manifest}", missing_is_fine=True)
         return None if status == 404 else _decoded(body)
 
+    async def replayed(self, manifest: str) -> Profile | None:
+        """The one that the image's start was given; None if it had to do without."""
+        status, body = await self._call("GET", f"/{manifest}/replayed", missing_is_fine=True)
+        return None if status == 404 else _decoded(body)
+
     async def remove(self, manifest: str) -> bool:
         """Whether there was one."""
         _, body = await self._call("DELETE", f"/{manifest}")
