@@ -2,6 +2,7 @@
 
 `GET /v1/profiles`                    what is known of every image: `{"profiles": [...]}`
 `GET /v1/profiles/{manifest}`         the profile stored on this node, as docs/profiles.md specifies it
+`GET /v1/profiles/{manifest}/replayed` the profile that the image's start was given, wherever it came from
 `DELETE /v1/profiles/{manifest}`      forgets it: `{"removed": bool}`
 `POST /v1/profiles/{manifest}/start`  records from now on. An image that was not pulled yet is described in the body:
                                       `{"name", "layers": [annotations of each layer], "origins": [{"host",
@@ -42,6 +43,7 @@ class ProfileRoutes:
         return [
             web.get("/v1/profiles", _told(self.index)),
             web.get(one, _told(self.show)),
+            web.get(f"{one}/replayed", _told(self.replayed)),
             web.delete(one, _told(self.remove)),
             web.post(f"{one}/start", _told(self.start)),
             web.post(f"{one}/stop", _told(self.stop)),
@@ -55,6 +57,10 @@ class ProfileRoutes:
         if profile is None:
             return _error(404, "there is no profile of this image on this node")
         return _document(profile)
+
+    async def replayed(self, request: web.Request) -> web.Response:
+        profile = self._profiles.replayed(_manifest(request))
+        return _error(404, "no profile was replayed for this image") if profile is None else _document(profile)
 
     async def remove(self, request: web.Request) -> web.Response:
         return web.json_response({"removed": await self._profiles.remove(_manifest(request))})

@@ -19,3 +19,18 @@ def in_bytes(count: float) -> str:
 def in_rate(bytes_per_s: float) -> str:
     """A transfer rate."""
     return f"{in_bytes(bytes_per_s)}/s"
+
+
+def in_seconds(seconds: float) -> str:
+    """A duration: `240 ms`, `5.1 s`, `12 s`, `3 min`, `2 h 5 min`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 99.5:
+        return f"{seconds:.{1 if seconds < 9.95 else 0}f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 read`, `2 reads`."""
+    return f"{count} {thing}{'s' * (count != 1)}"

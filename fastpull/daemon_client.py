@@ -79,6 +79,15 @@ async def touches(socket: Path) -> Mapping[str, list[Touch]]:
     return await _exchange(socket, "GET", "/v1/touches", parse_touches)
 
 
+def unreachable(socket: Path, problem: Exception) -> Failure:
+    """The failure for a daemon that cannot be asked, in the system's words and not in the HTTP library's."""
+    cause = getattr(problem, "os_error", problem)
+    if isinstance(cause, PermissionError):
+        return Failure(f"only root may ask the daemon at {socket}", hint="use sudo", code=ExitCode.NOT_PERMITTED)
+    words = (cause.strerror if isinstance(cause, OSError) else str(cause)) or type(cause).__name__
+    return Failure(f"the daemon does not answer at {socket}: {words}", hint=_START, code=ExitCode.UNAVAILABLE)
+
+
 async def _exchange(socket: Path, method: str, path: str, read: Callable[[Any], T]) -> T:
     try:
         connector = aiohttp.UnixConnector(path=str(socket))
@@ -90,8 +99,7 @@ async def _exchange(socket: Path, method: str, path: str, read: Callable[[Any], 
             response.raise_for_status()
             return read(await response.json())
     except (aiohttp.ClientError, TimeoutError, OSError) as problem:
-        message = f"the daemon does not answer at {socket}: {problem or type(problem).__name__}"
-        raise Failure(message, hint=_START, code=ExitCode.UNAVAILABLE) from None
+        raise unreachable(socket, problem) from None
     except (KeyError, TypeError, ValueError) as problem:
         message = f"the daemon at {socket} answers in another language ({problem!r})"
         raise Failure(message, hint="restart it: systemctl restart fastpull", code=ExitCode.MALFORMED) from None

@@ -8,12 +8,12 @@ from typing import Any
 
 import aiohttp
 
+from fastpull.daemon_client import unreachable
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fetcher.profile import Profile, ProfileError, decode_profile
 
 _TIMEOUT_S = 60.0
-_START = "systemctl start fastpull; journalctl -u fastpull tells why it does not start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,11 @@ class ProfileClient:
     async def get(self, manifest: str) -> Profile | None:
         """The profile it has stored."""
         status, body = await self._call("GET", f"/{manifest}", missing_is_fine=True)
+        return None if status == 404 else _decoded(body)
+
+    async def replayed(self, manifest: str) -> Profile | None:
+        """The one that the image's start was given; None if it had to do without."""
+        status, body = await self._call("GET", f"/{manifest}/replayed", missing_is_fine=True)
         return None if status == 404 else _decoded(body)
 
     async def remove(self, manifest: str) -> bool:
@@ -72,8 +77,7 @@ class ProfileClient:
                     raise Failure(f"the daemon declines: {_reason(answer)}")
                 return response.status, answer
         except (aiohttp.ClientError, TimeoutError, OSError) as problem:
-            message = f"the daemon does not answer at {self._socket}: {problem or type(problem).__name__}"
-            raise Failure(message, hint=_START, code=ExitCode.UNAVAILABLE) from None
+            raise unreachable(self._socket, problem) from None
 
 
 def _reason(answer: bytes) -> str:

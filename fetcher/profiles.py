@@ -133,6 +133,11 @@ class Profiles:
         """The profile stored on this node. Raises ProfileError or OSError for one that is no good."""
         return await asyncio.to_thread(self._store.load, manifest)
 
+    def replayed(self, manifest: Digest) -> Profile | None:
+        """The profile, of this node or from the registry, that the image's last announcement was answered with."""
+        image = self._images.get(manifest)
+        return image.profile if image is not None else None
+
     async def remove(self, manifest: Digest) -> bool:
         """Forget the profile stored on this node; tells whether there was one."""
         return await asyncio.to_thread(self._store.remove, manifest)

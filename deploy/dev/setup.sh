@@ -106,12 +106,15 @@ find_go() {
     echo "$tools/go-wheel/go/bin/go"
 }
 
+modules() { basename -a "$here"/tools/*/; }
+module_stamp() { stamp_of "$here/tools/$1/go.mod" "$here/tools/$1/go.sum"; }
+
 # The packages a module's "tool" block names.
 tool_packages() { "$1" mod edit -json | python3 -c 'import json, sys; print(*(t["Path"] for t in json.load(sys.stdin)["Tool"]))'; }
 
 build_module() {
     local go=$1 name=$2 want
-    want=$(stamp_of "$here/tools/$name/go.mod" "$here/tools/$name/go.sum")
+    want=$(module_stamp "$name")
     fresh "go-$name" "$want" && return 0
     say "programs of deploy/dev/tools/$name (a few minutes the first time)"
     (
@@ -125,16 +128,15 @@ build_module() {
 
 step_tools() {
     local name stale=""
-    for name in runtime nerdctl; do
-        fresh "go-$name" "$(stamp_of "$here/tools/$name/go.mod" "$here/tools/$name/go.sum")" || stale=1
+    for name in $(modules); do
+        fresh "go-$name" "$(module_stamp "$name")" || stale=1
     done
     # Go itself is kept at hand too: one test suite is written in it.
     [[ -n $stale || ! -e $tools/go/go ]] || return 0
     local go
     go=$(find_go)
     ln -sfn "$go" "$tools/go/go"
-    build_module "$go" runtime
-    build_module "$go" nerdctl
+    for name in $(modules); do build_module "$go" "$name"; done
 }
 
 need_root() {

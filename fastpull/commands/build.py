@@ -17,7 +17,7 @@ from converter.errors import AuthError
 from converter.options import DEFAULT_LEVEL, ConvertOptions, ConvertResult
 from fastpull.aio import run_async
 from fastpull.amounts import in_bytes
-from fastpull.builders import Builder, BuildRequest, find_builder
+from fastpull.builders import BUILDERS, Builder, BuildRequest, find_builder
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.plain_push import push_archive
@@ -52,9 +52,13 @@ Any failed step is a failed command.
     help="Directory with a Dockerfile, or the Dockerfile itself. Without it an existing image is converted.",
 )
 @click.option("--from", "source", metavar="SRC", help="Existing image to convert.  [default: the one at --image]")
-@click.option("--dockerfile", metavar="NAME", help="Its name in the directory.  [default: Dockerfile]")
+@click.option("--dockerfile", metavar="FILE", help="In the directory, or elsewhere.  [default: Dockerfile]")
 @click.option(
-    "--builder", type=click.Choice(["auto", "docker", "nerdctl", "buildah"]), default="auto", show_default=True
+    "--builder",
+    type=click.Choice(["auto", *BUILDERS]),
+    default="auto",
+    show_default=True,
+    help="docker is buildx, as Docker's plugin or alone.",
 )
 @click.option("--registry", type=click.Choice(KINDS), default="auto", show_default=True, help="Checked against REF.")
 @click.option("--project-id", help="With --registry gar and a bare image name.")
@@ -88,6 +92,7 @@ def build(
     """Build an image, convert it, push it; or convert one that exists."""
     reference = destination(image, registry, project=project_id, location=location, repository=repository)
     converted = _wants_conversion(formats)
+    given["platforms"] = tuple(dict.fromkeys(one for text in given["platforms"] for one in text.split(",")))
     options = _options(level, given["platforms"], whole=path is not None)
     if path is None:
         _check_no_build_flags(dockerfile, given)
@@ -97,7 +102,7 @@ def build(
         return _convert(source or str(reference), reference, options, plain_http)
     if source is not None:
         raise Failure("--from and --image-path exclude each other", code=ExitCode.USAGE)
-    request = _request(path, dockerfile, given)
+    request = _request(path, dockerfile, {**given, "described": not converted})
     return _build(
         request, find_builder(builder, os.environ), reference, options if converted else None, plain_http, dry_run
     )
@@ -116,7 +121,8 @@ def _wants_conversion(formats: str) -> bool:
 
 def _options(level: int, platforms: Sequence[str], *, whole: bool) -> ConvertOptions:
     if whole:
-        return ConvertOptions(level=level, all_platforms=len(platforms) > 1)
+        # The builder was told which; the one it makes need not be this machine's.
+        return ConvertOptions(level=level, all_platforms=True)
     return ConvertOptions(level=level, platforms=tuple(Platform.parse(one) for one in platforms))
 
 
@@ -131,10 +137,20 @@ def _check_no_build_flags(dockerfile: str | None, given: dict[str, Any]) -> None
 
 def _request(path: Path, dockerfile: str | None, given: dict[str, Any]) -> BuildRequest:
     context = path if path.is_dir() else path.parent
-    file = path if path.is_file() else context / (dockerfile or "Dockerfile")
+    file = _dockerfile(path, dockerfile)
     if not file.is_file():
         raise Failure(f"there is no {file}", hint="--dockerfile names another file", code=ExitCode.NOT_FOUND)
-    return BuildRequest(context=context, dockerfile=file, **given)
+    # Builders differ in what a relative name of a Dockerfile is relative to.
+    return BuildRequest(context=context, dockerfile=file.absolute(), **given)
+
+
+def _dockerfile(path: Path, named: str | None) -> Path:
+    if not path.is_dir():
+        if named is not None:
+            raise Failure(f"{path} is a Dockerfile already: --dockerfile names a second one", code=ExitCode.USAGE)
+        return path
+    inside = path / (named or "Dockerfile")
+    return Path(named) if named is not None and not inside.is_file() and Path(named).is_file() else inside
 
 
 def _build(
@@ -155,7 +171,7 @@ def _build(
             return ExitCode.OK
         try:
             for step in builder.steps(request, archive, name):
-                _step(step)
+                _step(step, builder)
         finally:
             for step in builder.cleanup(request, name):
                 subprocess.run(step, capture_output=True, check=False)
@@ -164,8 +180,8 @@ def _build(
         return _convert(builder.source(archive), reference, options, plain_http)
 
 
-def _step(argv: Sequence[str]) -> None:
-    """Run one step with its output going to our stderr.
+def _step(argv: Sequence[str], builder: Builder) -> None:
+    """Run one step of a build with its output going to our stderr.
 
     Raises:
         Failure: it failed.
@@ -175,7 +191,7 @@ def _step(argv: Sequence[str]) -> None:
     status = subprocess.run(argv, stdout=sys.stderr, check=False).returncode
     if status != 0:
         hint = "its messages are above; nothing was pushed"
-        raise Failure(f"{' '.join(argv[:2])} failed with status {status}", hint=hint, code=ExitCode.COMMAND_FAILED)
+        raise Failure(f"{builder.name}: the build failed with status {status}", hint=hint, code=ExitCode.COMMAND_FAILED)
 
 
 def _push_plain(source: str, reference: Reference, plain_http: Sequence[str]) -> int:

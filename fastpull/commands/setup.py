@@ -11,7 +11,7 @@ import click
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.setup.containerd_edit import Cri
-from fastpull.setup.install import Installation, difference, install, plan, remove
+from fastpull.setup.install import Installation, containerd_release, difference, install, plan, remove
 from fastpull.setup.services import Services
 from fastpull.setup.unit import Paths
 
@@ -88,14 +88,15 @@ def setup(
         cri=Cri(cri),
         docker=docker,
     )
+    # Before the services are looked for: looking at the changes needs neither root nor systemd.
+    if dry_run and not uninstall:
+        click.echo(difference(plan(installation)) or "nothing to change\n", nl=False)
+        return ExitCode.OK
     services = (
         None
         if root_dir.absolute() != Path("/") and restart_command is None
         else _services(installation, restart_command)
     )
-    if dry_run and not uninstall:
-        click.echo(difference(plan(installation)) or "nothing to change", nl=False)
-        return ExitCode.OK
     if root_dir.absolute() == Path("/") and os.geteuid() != 0:
         raise Failure(
             "setup changes the machine: run it as root", hint="--dry-run works without", code=ExitCode.NOT_PERMITTED
@@ -115,7 +116,12 @@ def _install(installation: Installation, services: Services | None) -> int:
         click.echo("everything is installed already; fastpull doctor checks that it works")
         return ExitCode.OK
     address = Path(installation.paths.containerd_address)
-    proof = Proof(containerd_address=address, snapshotter=installation.snapshotter, ctr=_ctr_beside(installation))
+    proof = Proof(
+        containerd_address=address,
+        snapshotter=installation.snapshotter,
+        ctr=_ctr_beside(installation),
+        release=containerd_release(installation.containerd_binary),
+    )
     install(installation, changes, services, partial(prove, proof), click.echo)
     click.echo(
         "done: fastpull run IMAGE starts a converted image lazily" if services else "done: the files are written"

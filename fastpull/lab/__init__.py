@@ -10,7 +10,9 @@
 | `relay` | the process that adds latency to a link |
 | `registry` | `Registry`: a distribution registry, on loopback or behind a shaped link |
 | `containerd` | `Containerd`: a containerd of either generation, with `ctr` and `nerdctl` bound to it |
+| `buildkit` | `Buildkitd`: BuildKit's daemon, which builds with runc |
 | `daemon` | `Daemon`: `fastpull-snapshotter`, which can be killed and started again |
+| `cgroups` | removing the control groups that runtimes leave |
 | `cost` | memory and CPU time of a process and its children |
 | `layout` | OCI layouts from tar streams, without any other tool |
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fastpull.lab import mounts, tools
+from fastpull.lab import cgroups, mounts, tools
 from fastpull.lab.cost import children
 from fastpull.lab.process import CommandFailed, LabError, Service, run, wait_until
 from fastpull.lab.tools import Release
@@ -25,7 +25,6 @@ _UNWANTED += ("internal.v1.tracing", "tracing.processor.v1.otlp", "nri.v1.nri")
 _CRI = ("grpc.v1.cri", "cri.v1.images", "cri.v1.runtime", "podsandbox.controller.v1.podsandbox")
 # containerd keeps these outside the directories it is given; both are named after the namespace.
 _RUNC_ROOT = Path("/run/containerd/runc")
-_CGROUPS = Path("/sys/fs/cgroup")
 _RUN_TIMEOUT_S = 300
 
 
@@ -245,21 +244,10 @@ class Containerd:
         kill_all([*orphans, *shims])
 
     def _remove_outside(self) -> None:
-        leftovers = [_RUNC_ROOT / self.namespace, *sorted(_CGROUPS.glob(f"*/{self.namespace}"))]
-        for directory in [*leftovers, _CGROUPS / self.namespace]:
-            _remove_empty_tree(directory)
+        cgroups.remove_empty_tree(_RUNC_ROOT / self.namespace)
+        cgroups.remove_named(self.namespace)
 
     def __exit__(
         self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _remove_empty_tree(directory: Path) -> None:
-    """Remove a directory whose subdirectories hold no files of their own (cgroup files go with their directory)."""
-    for top, names, _ in os.walk(directory, topdown=False):
-        for name in names:
-            with contextlib.suppress(OSError):
-                (Path(top) / name).rmdir()
-    with contextlib.suppress(OSError):
-        directory.rmdir()

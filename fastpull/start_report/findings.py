@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastpull.amounts import in_bytes
-from fastpull.start_report.trace import FileMap, Trace, distinct_bytes
+from fastpull.start_report.trace import FileMap, Trace, distinct_bytes, stalled_s
 from fastpull.status_view import ImageLines
 
 _SHOWN_FILES = 15
@@ -28,6 +28,15 @@ class FileUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileUse:
+    """Unpacked bytes: named by the replayed profile and read, read without being named, named and not read."""
+
+    hit_bytes: int
+    missed_bytes: int
+    unread_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
     """The figures. Bytes of `read_bytes` are of the unpacked image; those of `fetched` are compressed, by reason."""
 
@@ -41,8 +50,10 @@ class Findings:
     frame_bytes: int
     fetched: Mapping[str, int]
     wait_s: float
+    stalled_s: float
     files: tuple[FileUse, ...]
     advice: tuple[str, ...]
+    profile: ProfileUse | None = None
 
     @property
     def used(self) -> float | None:
@@ -65,6 +76,7 @@ class Inputs:
     files: Mapping[int, FileMap]
     frame_bytes: int
     fetched: Mapping[str, int]
+    named: Mapping[int, Sequence[tuple[int, int]]] | None = None  # what a replayed profile names, by layer number
 
 
 def find(trace: Trace, inputs: Inputs) -> Findings:
@@ -83,9 +95,24 @@ def find(trace: Trace, inputs: Inputs) -> Findings:
         frame_bytes=inputs.frame_bytes,
         fetched=inputs.fetched,
         wait_s=sum(max(read.wait_s, 0.0) for read in trace.reads),
+        stalled_s=stalled_s(trace.reads, trace.seconds),
+        profile=None if inputs.named is None else _profile_use(ranges, inputs.named),
         files=_files(trace, inputs.files),
         advice=tuple(_advice(inputs, waits, read_bytes)),
     )
+
+
+def _profile_use(
+    read: Mapping[int, Sequence[tuple[int, int]]], named: Mapping[int, Sequence[tuple[int, int]]]
+) -> ProfileUse:
+    """How a start's reads and a profile's cover each other."""
+    hit = read_bytes = named_bytes = 0
+    for layer in {*read, *named}:
+        ours, theirs = list(read.get(layer, ())), list(named.get(layer, ()))
+        of_ours, of_theirs = distinct_bytes(ours), distinct_bytes(theirs)
+        hit += of_ours + of_theirs - distinct_bytes(ours + theirs)
+        read_bytes, named_bytes = read_bytes + of_ours, named_bytes + of_theirs
+    return ProfileUse(hit_bytes=hit, missed_bytes=read_bytes - hit, unread_bytes=named_bytes - hit)
 
 
 def _by_layer(trace: Trace) -> Mapping[int, list[tuple[int, int]]]:
@@ -129,11 +156,16 @@ def _advice(inputs: Inputs, waits: int, read_bytes: int) -> Sequence[str]:
     prefetched = inputs.fetched.get("prefetch", 0)
     if waits > _MANY_WAITS and not prefetched:
         said.append(
-            f"{waits} reads waited for the network, and no profile told what comes next. Record one of this start."
+            f"{waits} reads waited for the network, and no profile told what comes next. The first start here is recorded "
+            f"by itself; attach that for the other nodes: fastpull profile push {inputs.lines.name}"
         )
     elif waits > _MANY_WAITS:
-        said.append(f"{waits} reads waited although a profile was used: it is of another start. Record it again.")
+        said.append(f"{waits} reads waited although a profile was used: it is of another start. Record one like it: "
+            f"fastpull profile record {inputs.lines.name}")
     if inputs.frame_bytes and read_bytes / inputs.frame_bytes < _FEW_READ:
         share = f"{read_bytes / inputs.frame_bytes * 100:.0f} %"
-        said.append(f"Only {share} of what had to be fetched was read. Convert the image along its profile.")
+        said.append(
+            f"Only {share} of the frames that these reads lie in was read. Convert the image along its profile: "
+            f"fastpull convert --profile auto {inputs.lines.name} DST"
+        )
     return said or ["Nothing stands out: this start read what it fetched, and seldom waited."]

@@ -9,10 +9,12 @@ from fastpull.daemon_client import Daemon, ask, touches
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.local_images import LocalImage, canonical, local_images
+from fastpull.profile_client import ProfileClient
 from fastpull.start_report.findings import Findings, Inputs, find
 from fastpull.start_report.trace import FileMap, Trace, starts
 from fastpull.status_view import image_lines, relevant
 from fetcher.layer import directory_name
+from fetcher.profile import Profile
 from layerformat.annotations import LayerRef
 from layerformat.erofs_read import read_metadata
 from layerformat.errors import FormatError
@@ -48,8 +50,21 @@ async def gather(node: Node, image: str, number: int | None) -> Findings:
         files=await asyncio.to_thread(_file_maps, indexes),
         frame_bytes=_frame_bytes(trace, {number: index.frames for number, index in indexes.items()}),
         fetched=_fetched(daemon, digests),
+        named=_named(await ProfileClient(admin).replayed(found.digest), indexes),
     )
     return find(trace, inputs)
+
+
+def _named(profile: Profile | None, indexes: Mapping[int, Index]) -> dict[int, list[tuple[int, int]]] | None:
+    """What a replayed profile names of each layer, by layer number."""
+    if profile is None:
+        return None
+    numbers = {index.diff_id: number for number, index in indexes.items()}
+    named: dict[int, list[tuple[int, int]]] = {number: [] for number in indexes}
+    for read in profile.reads:
+        if (number := numbers.get(profile.layers[read.layer])) is not None:
+            named[number].append((read.offset, read.end))
+    return named
 
 
 async def _image(node: Node, image: str) -> LocalImage:

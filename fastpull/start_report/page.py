@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from fastpull.amounts import in_bytes
-from fastpull.start_report.findings import FileUse, Findings
+from fastpull.start_report.findings import FileUse, Findings, ProfileUse
 from fastpull.status_view import LayerLine
 
 _WIDTH, _LEFT, _TOP = 900, 150, 8
@@ -71,17 +71,29 @@ def _cards(findings: Findings) -> str:
     mean_ms = 1000 * findings.wait_s / findings.waits if findings.waits else 0.0
     waits = f"{findings.waits} × {mean_ms:.0f} ms" if findings.waits else "0"
     used = "" if findings.used is None else f"{findings.used * 100:.0f} %"
+    stalled = f"of {findings.trace.seconds:.1f} s: at least one read waited for the network"
     cards = [
+        (f"{findings.stalled_s:.1f} s", stalled),
         (in_bytes(findings.read_bytes), f"read: {share}"),
         (waits, f"of {findings.reads} reads had to wait for the network"),
         (in_bytes(sum(findings.fetched.values())), f"fetched, compressed: {_by_reason(findings)}"),
-        (used or "–", "of the pieces that had to be fetched was read"),
+        (used or "–", "of the frames these reads lie in was read; frames are fetched whole"),
+        _profile_card(findings.profile),
     ]
     return (
         '<div class="cards">'
         + "".join(f'<div class="card"><b>{a}</b><span>{b}</span></div>' for a, b in cards)
         + "</div>"
     )
+
+
+def _profile_card(use: ProfileUse | None) -> tuple[str, str]:
+    if use is None:
+        return "–", "no profile was replayed"
+    read = use.hit_bytes + use.missed_bytes
+    share = f"{use.hit_bytes / read * 100:.0f} %" if read else "–"
+    rest = f"{in_bytes(use.missed_bytes)} read that it lacks, {in_bytes(use.unread_bytes)} named and not read"
+    return share, f"of the bytes read were in the replayed profile; {rest}"
 
 
 def _by_reason(findings: Findings) -> str:

@@ -84,6 +84,14 @@ def _reads(group: Sequence[tuple[Touch, int]]) -> tuple[Read, ...]:
     return tuple(Read((t.at_ns - begin) / _NS, number, t.offset, t.count, t.wait_ns / _NS) for t, number in group)
 
 
+def stalled_s(reads: Iterable[Read], until_s: float) -> float:
+    """Seconds in which at least one read waited; one that still does has waited until `until_s`."""
+    waits = [read for read in reads if read.waited]
+    ends = [read.at_s + read.wait_s if read.wait_s > 0 else max(until_s, read.at_s) for read in waits]
+    spans = ((round(read.at_s * _NS), round(end * _NS)) for read, end in zip(waits, ends, strict=True))
+    return distinct_bytes(spans) / _NS
+
+
 def distinct_bytes(ranges: Iterable[tuple[int, int]]) -> int:
     """How many bytes the ranges [start, end) cover, each counted once."""
     covered, reached = 0, 0

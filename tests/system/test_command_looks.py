@@ -32,7 +32,7 @@ def test_status_tells_lazy_from_ordinary_and_why(fastpull: CommandLine) -> None:
     images = {image["name"]: image for image in fastpull.status()["images"]}
     assert images[converted]["lazy_layers"] == 2
     assert images[ordinary]["lazy_layers"] == 0
-    assert {layer["why"] for layer in images[ordinary]["layers"]} == {"not converted: was downloaded whole"}
+    assert {layer["why"] for layer in images[ordinary]["layers"]} == {"not converted, so it was downloaded whole"}
     told = fastpull("status", *fastpull.where(), converted).stdout
     assert "2 of 2 layers lazy" in told
     assert fastpull.registry.host in told
@@ -48,6 +48,36 @@ def test_status_watch_goes_on_until_it_is_interrupted(fastpull: CommandLine) -> 
     os.killpg(watching.pid, signal.SIGINT)
     out, err = watching.communicate(timeout=20)
     assert watching.returncode == 130 and "2 of 2 layers lazy" in out and "Traceback" not in err
+
+
+def test_status_watch_outlives_a_restart_of_the_daemon(fastpull: CommandLine) -> None:
+    image = fastpull.push_converted("app:1")
+    fastpull("run", "--rm", "--net=host", image, "sh", "-c", "true")
+    watching = fastpull.begin("status", "--watch", *fastpull.where(), image)
+    time.sleep(3)
+    fastpull.daemon.stop()
+    time.sleep(3)
+    fastpull.daemon.start()
+    time.sleep(3)
+    assert watching.poll() is None
+    os.killpg(watching.pid, signal.SIGINT)
+    out, err = watching.communicate(timeout=20)
+    assert watching.returncode == 130 and "Traceback" not in err
+    before, away, after = out.partition("the daemon does not answer")
+    assert "2 of 2 layers lazy" in before and away and "ssl" not in after
+
+
+def test_status_watch_waits_for_an_image_and_tells_it_as_json_lines(fastpull: CommandLine) -> None:
+    image = fastpull.push_converted("app:1")
+    watching = fastpull.begin("status", "--watch", "--json", *fastpull.where(), image)
+    time.sleep(3)
+    fastpull("run", "--rm", "--net=host", image, "sh", "-c", "true")
+    time.sleep(3)
+    os.killpg(watching.pid, signal.SIGINT)
+    out, _ = watching.communicate(timeout=20)
+    told = [json.loads(line) for line in out.splitlines() if line.strip()]
+    assert told[0]["images"] == []
+    assert told[-1]["images"][0]["name"] == image and told[-1]["images"][0]["lazy_layers"] == 2
 
 
 def test_status_without_a_daemon_is_one_line_and_a_hint(fastpull: CommandLine) -> None:
@@ -139,6 +169,7 @@ def test_report_tells_of_one_start(fastpull: CommandLine, tmp_path: Path) -> Non
     assert noise["bytes"] == 2 << 20 and noise["layer"] == 1
     assert document["read_bytes"] >= noise["bytes"] and sum(document["fetched"].values()) > 0
     assert "/noise" in out.read_text()
+    assert document["profile"] is None and 0 < document["stalled_s"] <= document["wait_s"]
     fastpull("report", *where, "seen")
     assert json.loads(data.read_text())["image"] == image
     unread = fastpull.push_converted("unread:1")

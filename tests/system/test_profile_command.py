@@ -61,6 +61,10 @@ def test_recorded_pushed_replayed_and_converted_along(fastpull: CommandLine, tmp
     (row,) = json.loads(fastpull("profile", "list", "--json", *run_dir(fastpull)).stdout)
     assert (row["source"], row["recording"]) == ("registry", False)
     assert row["frames_prefetched"] > 0
+    told = tmp_path / "start.json"
+    where = [*fastpull.where(), "--root", str(fastpull.daemon.root), "-o", str(tmp_path / "start.html")]
+    fastpull("report", *where, "--json", str(told), image)
+    assert json.loads(told.read_text())["profile"]["hit_bytes"] >= 300_000
 
     # Cut along it, the image has other frames and the same tars, and the profile goes with it.
     tight = image.replace(":1", ":tight") if image.endswith(":1") else f"{image}-tight"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fastpull.amounts import in_bytes
-from fastpull.builders import Buildah, BuildRequest, Buildx, NerdctlBuild
+from fastpull.builders import Buildah, BuildRequest, Buildx, DockerDaemon, NerdctlBuild
 from fastpull.cleaning import Container, Scope, make_plan
 from fastpull.containerd_events import ContainerEvent, Moment, decode
 from fastpull.daemon_client import parse
@@ -125,7 +125,9 @@ def test_wrong_destinations_are_refused(given: str, kind: str) -> None:
         destination(given, kind)
 
 
-@pytest.mark.parametrize("builder", [Buildx("/b"), NerdctlBuild("/b"), Buildah("/b")])
+@pytest.mark.parametrize(
+    "builder", [Buildx(("/d", "buildx")), Buildx(("/b",)), DockerDaemon("/d"), NerdctlBuild("/n"), Buildah("/b")]
+)
 def test_builders_get_every_flag_and_end_in_one_archive(builder: Any) -> None:
     request = BuildRequest(
         context=Path("/c"),
@@ -270,8 +272,8 @@ _NO_PROFILE = {
     ("row", "said"),
     [
         ({}, "none"),
-        ({"recording": True, "reads": 7}, "recording, 7 reads"),
-        ({"stored": True}, "recorded here"),
+        ({"recording": True, "reads": 7}, "recording this start, 7 reads"),
+        ({"stored": True}, "recorded, for the next start here"),
         ({"stored": True, "frames_prefetched": 3, "source": "local"}, "replayed from this node"),
         ({"frames_prefetched": 3, "source": "registry"}, "replayed from the registry"),
         ({"stored": True, "problem": "of another image"}, "unusable: of another image"),

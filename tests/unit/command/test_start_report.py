@@ -4,9 +4,9 @@ import html.parser
 import re
 
 from fastpull.daemon_client import Touch
-from fastpull.start_report.findings import Findings, Inputs, find
+from fastpull.start_report.findings import Findings, Inputs, ProfileUse, find
 from fastpull.start_report.page import page
-from fastpull.start_report.trace import FileMap, distinct_bytes, starts
+from fastpull.start_report.trace import FileMap, Read, distinct_bytes, stalled_s, starts
 from fastpull.status_view import ImageLines, LayerLine
 from layerformat.entries import Entry
 
@@ -44,6 +44,20 @@ def test_starts_are_told_apart_by_quiet() -> None:
     assert (second.number, second.of) == (2, 2)
     assert [read.at_s for read in second.reads] == [0.0, 1.0]
     assert starts(touches, [HIGH]) == []
+
+
+def test_waits_at_the_same_time_stall_once() -> None:
+    late = [Read(1.0, 0, 0, 1, 2.0), Read(2.0, 0, 4096, 1, 0.5), Read(4.0, 0, 8192, 1), Read(5.0, 0, 9000, 1, -1e-9)]
+    assert stalled_s(late, 7.0) == 4.0
+    assert stalled_s([], 7.0) == 0.0
+
+
+def test_a_profile_is_held_against_what_was_read() -> None:
+    assert findings().profile is None and "no profile was replayed" in page(findings())
+    # Read: [4096, 12288) of the lower layer, [0, 4096) of the upper one.
+    found = findings(named={0: [(0, 8192), (8192, 9000), (20000, 20100)], 1: []})
+    assert found.profile == ProfileUse(hit_bytes=4904, missed_bytes=3288 + 4096, unread_bytes=4096 + 100)
+    assert "40 %" in page(found) and found.to_json()["profile"]["hit_bytes"] == 4904
 
 
 def test_bytes_are_counted_once() -> None:
