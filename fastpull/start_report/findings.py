@@ -156,12 +156,14 @@ def _advice(inputs: Inputs, waits: int, read_bytes: int) -> Sequence[str]:
     prefetched = inputs.fetched.get("prefetch", 0)
     if waits > _MANY_WAITS and not prefetched:
         said.append(
-            f"{waits} reads waited for the network, and no profile told what comes next. The first start here is recorded "
-            f"by itself; attach that for the other nodes: fastpull profile push {inputs.lines.name}"
+            f"{waits} reads waited for the network, and no profile told what comes next. The first start here "
+            f"is recorded by itself; attach that for the other nodes: fastpull profile push {inputs.lines.name}"
         )
     elif waits > _MANY_WAITS:
-        said.append(f"{waits} reads waited although a profile was used: it is of another start. Record one like it: "
-            f"fastpull profile record {inputs.lines.name}")
+        said.append(
+            f"{waits} reads waited although a profile was used: it is of another start. Record one like it: "
+            f"fastpull profile record {inputs.lines.name}"
+        )
     if inputs.frame_bytes and read_bytes / inputs.frame_bytes < _FEW_READ:
         share = f"{read_bytes / inputs.frame_bytes * 100:.0f} %"
         said.append(
