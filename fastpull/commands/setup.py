@@ -11,7 +11,15 @@ import click
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.setup.containerd_edit import Cri
-from fastpull.setup.install import Installation, containerd_release, difference, install, plan, remove
+from fastpull.setup.install import (
+    Installation,
+    containerd_release,
+    difference,
+    install,
+    plan,
+    put_back_interrupted,
+    remove,
+)
 from fastpull.setup.services import Services
 from fastpull.setup.unit import Paths
 
@@ -111,8 +119,9 @@ def _install(installation: Installation, services: Services | None) -> int:
     # Imported here: the proof needs the converter, which --help, --dry-run and --uninstall do not.
     from fastpull.setup.proof import Proof, prove
 
+    put_back_interrupted(installation, click.echo)
     changes = plan(installation)
-    if not changes:
+    if not changes and services is None:
         click.echo("everything is installed already; fastpull doctor checks that it works")
         return ExitCode.OK
     address = Path(installation.paths.containerd_address)
@@ -122,6 +131,10 @@ def _install(installation: Installation, services: Services | None) -> int:
         ctr=_ctr_beside(installation),
         release=containerd_release(installation.containerd_binary),
     )
+    if not changes:
+        prove(proof)
+        click.echo("everything is installed already, and a test image starts lazily")
+        return ExitCode.OK
     install(installation, changes, services, partial(prove, proof), click.echo)
     click.echo(
         "done: fastpull run IMAGE starts a converted image lazily" if services else "done: the files are written"

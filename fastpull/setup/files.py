@@ -1,10 +1,12 @@
 """A transaction over files: what is written can be taken back, at once or years later.
 
-Every file that is about to change is copied aside first. While the transaction is open `rollback` puts everything
-back; once committed, a journal tells `uninstall` the same.
+Every file that is about to change is copied aside and noted in a journal first. While the transaction is open
+`rollback` puts everything back; once committed, the journal tells `uninstall` the same. A set-up that was killed leaves
+its transaction open in the journal: the next one begins with `recover`.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -51,12 +53,12 @@ class Transaction:
 
     def write(self, change: Change) -> None:
         """Write a file atomically, its former self kept aside. Directories are made."""
-        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
         # A symbolic link stays one: what it points to is changed.
         change = replace(change, path=change.path.resolve())
         record = self._keep(change)
         # Noted before the write: an interruption between the two is rolled back like a finished write.
         self._records.append(record)
+        _write_journal(self._state, self._adopted, self._records)
         change.path.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(change.path, change.text.encode(), record.mode)
 
@@ -64,26 +66,19 @@ class Transaction:
         digest = hashlib.sha256(change.text.encode()).hexdigest()
         if not change.path.exists():
             return Record(path=str(change.path), backup=None, mode=change.mode, sha256=digest)
-        number = len(self._adopted) + len(self._records)
-        backup = self._state / "backup" / f"{number}-{change.path.name}"
-        backup.parent.mkdir(mode=0o700, exist_ok=True)
+        backup = _free_name(self._state / "backup", change.path.name)
         shutil.copy2(change.path, backup)
         mode = change.path.stat().st_mode & 0o7777
         return Record(path=str(change.path), backup=str(backup), mode=mode, sha256=digest)
 
     def rollback(self) -> None:
         """Put every file back as it was before."""
-        for record in reversed(self._records):
-            _restore(record)
-            if record.backup is not None:
-                Path(record.backup).unlink(missing_ok=True)
+        _roll_back(self._state, self._adopted, self._records)
         self._records.clear()
 
     def commit(self) -> None:
         """Make the changes last; from now on `uninstall` can take them back."""
-        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        document = {"version": _VERSION, "files": [asdict(record) for record in self._merged()]}
-        _write_atomically(self._state / "journal.json", json.dumps(document, indent=2).encode(), 0o600)
+        _write_journal(self._state, self._merged(), ())
 
     def _merged(self) -> list[Record]:
         """One record a file: the backup of the first installation, the digest of the last."""
@@ -100,19 +95,68 @@ def installed(state: Path) -> list[Record]:
     Raises:
         Failure: the journal is damaged.
     """
+    return _read_journal(state)[0]
+
+
+def recover(state: Path) -> list[Record]:
+    """Put back what a transaction changed that was interrupted for good; tells which files those are.
+
+    Raises:
+        Failure: the journal is damaged.
+    """
+    committed, left_open = _read_journal(state)
+    if left_open:
+        _roll_back(state, committed, left_open)
+    return left_open
+
+
+def _read_journal(state: Path) -> tuple[list[Record], list[Record]]:
+    """What is installed, and what an open transaction has changed beyond it."""
     journal = state / "journal.json"
     try:
         document = json.loads(journal.read_text())
-        return [Record(**row) for row in document["files"]]
+        committed, left_open = ([Record(**row) for row in document.get(name, ())] for name in ("files", "open"))
+        return committed, left_open
     except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError):
+        return [], []
+    except (ValueError, AttributeError, TypeError):
         raise Failure(f"{journal} is damaged", hint="put the files back by hand", code=ExitCode.MALFORMED) from None
+
+
+def _write_journal(state: Path, committed: Sequence[Record], left_open: Sequence[Record]) -> None:
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    rows = {"files": [asdict(record) for record in committed], "open": [asdict(record) for record in left_open]}
+    text = json.dumps({"version": _VERSION, **rows}, indent=2)
+    _write_atomically(state / "journal.json", text.encode(), 0o600)
+
+
+def _roll_back(state: Path, committed: Sequence[Record], left_open: Sequence[Record]) -> None:
+    for record in reversed(left_open):
+        _restore(record)
+    # Only now: an interruption before is followed by the same once more.
+    if committed:
+        _write_journal(state, committed, ())
+    else:
+        (state / "journal.json").unlink(missing_ok=True)
+    for record in left_open:
+        if record.backup is not None:
+            Path(record.backup).unlink(missing_ok=True)
+
+
+def _free_name(directory: Path, name: str) -> Path:
+    """Where a file of that name can be kept beside what is kept there."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return next(path for number in itertools.count() if not (path := directory / f"{number}-{name}").exists())
 
 
 def changed_since(records: Sequence[Record]) -> list[Path]:
     """Files that somebody changed after the installation: putting their old selves back would lose that."""
-    return [Path(record.path) for record in records if _digest(Path(record.path)) not in (record.sha256, None)]
+    return [Path(record.path) for record in records if _digest(Path(record.path)) not in _expected(record)]
+
+
+def _expected(record: Record) -> tuple[str | None, ...]:
+    """What a file may be: as installed, gone, or as it was (an uninstallation was interrupted)."""
+    return record.sha256, None, _digest(Path(record.backup)) if record.backup is not None else None
 
 
 def uninstall(state: Path, records: Sequence[Record]) -> None:

@@ -11,7 +11,7 @@ from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.setup import docker_edit
 from fastpull.setup.containerd_edit import Cri, Wanted, edits
-from fastpull.setup.files import Change, Record, Transaction, changed_since, installed, uninstall
+from fastpull.setup.files import Change, Record, Transaction, changed_since, installed, recover, uninstall
 from fastpull.setup.services import Services
 from fastpull.setup.toml_edit import CannotEdit, apply
 from fastpull.setup.unit import TMPFILES, UNIT_NAME, Paths, config_text, unit_text
@@ -116,6 +116,14 @@ def difference(changes: list[Change]) -> str:
     return "".join(parts)
 
 
+def put_back_interrupted(installation: Installation, say: Say) -> bool:
+    """Undo what a set-up that was killed had written; whether there was one."""
+    found = recover(installation.state)
+    for record in found:
+        say(f"put back {record.path}: an earlier setup was interrupted")
+    return bool(found)
+
+
 def install(
     installation: Installation, changes: list[Change], services: Services | None, prove: Callable[[], None], say: Say
 ) -> None:
@@ -170,7 +178,11 @@ def remove(installation: Installation, services: Services | None, *, force: bool
     Raises:
         Failure: it is not installed, or a file was changed since and `force` is off.
     """
+    undone = put_back_interrupted(installation, say)
     records = installed(installation.state)
+    if not records and undone:
+        _restart_as_before(services, False, say)
+        return []
     if not records:
         raise Failure(f"fastpull is not installed (no journal in {installation.state})", code=ExitCode.NOT_FOUND)
     changed = changed_since(records)

@@ -111,6 +111,52 @@ def test_what_containerd_refuses_is_rolled_back(root: Path, current_release: Rel
 
 
 @pytest.fixture
+def deadly(tmp_path_factory: pytest.TempPathFactory, current_release: Release) -> Path:
+    """A containerd that kills who asks it to check a configuration: all files are written by then, none is proven."""
+    program = tmp_path_factory.mktemp("bin") / "containerd"
+    real = current_release.containerd
+    program.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exec {real} "$@"\nkill -9 $PPID\n')
+    program.chmod(0o755)
+    return program
+
+
+def killed(root: Path, deadly: Path, *arguments: str) -> None:
+    before = contents(root)
+    setup("--root-dir", str(root), "--containerd", str(deadly), *arguments, status=-9)
+    assert contents(root) != before
+
+
+def test_a_killed_setup_is_undone_by_the_next(root: Path, current_release: Release, deadly: Path) -> None:
+    before = contents(root)
+    killed(root, deadly, "--docker")
+    again = setup(*where(root, current_release))
+    assert "an earlier setup was interrupted" in again.stdout
+    assert contents(root)["etc/docker/daemon.json"] == before["etc/docker/daemon.json"]
+    installed = contents(root)
+    killed(root, deadly, "--docker", "--cri", "all")
+    assert "put back" in setup(*where(root, current_release)).stdout
+    assert contents(root) == installed
+    setup(*where(root, current_release), "--uninstall")
+    assert contents(root) == before
+
+
+def test_a_killed_setup_can_be_uninstalled(root: Path, current_release: Release, deadly: Path) -> None:
+    before = contents(root)
+    killed(root, deadly)
+    setup(*where(root, current_release), "--uninstall")
+    assert contents(root) == before
+
+
+def test_backups_of_later_setups_do_not_replace_the_first(root: Path, current_release: Release) -> None:
+    before = contents(root)
+    setup(*where(root, current_release))
+    for more in (["--docker", "--cri", "all"], ["--docker", "--cri", "none"], ["--docker", "--cri", "all"]):
+        setup(*where(root, current_release), *more)
+    setup(*where(root, current_release), "--uninstall")
+    assert contents(root) == before
+
+
+@pytest.fixture
 def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
     return CommandLine(workspace, containerd, daemon, registry)
 
@@ -155,6 +201,7 @@ def test_a_live_installation_is_proven_by_a_lazy_pull(fastpull: CommandLine, mac
     before = fastpull.containerd.config.read_text()
     done = setup(*machine)
     assert "done: fastpull run" in done.stdout
+    assert "already, and a test image starts lazily" in setup(*machine).stdout
     image = fastpull.push_converted()
     fastpull("run", "--require-lazy", "--rm", "--net=host", image, "sh", "-c", "true")
     setup(*machine, "--uninstall")
