@@ -21,15 +21,20 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
 p.sub, .note { color: var(--soft); margin: .2rem 0 1rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: .8rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(260px, 100%), 1fr)); gap: .8rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; }
-.card b { display: block; font-size: 1.5rem; font-weight: 600; } .card span { color: var(--soft); }
-ul.advice { padding-left: 1.2rem; } ul.advice li { margin: .3rem 0; }
+.card b { display: block; font-size: 1.5rem; font-weight: 600; white-space: nowrap; } .card span { color: var(--soft); }
+ul.advice { padding-left: 1.2rem; } ul.advice li { margin: .3rem 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; color: var(--soft); font-weight: 500; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 td.path { overflow-wrap: anywhere; font-family: ui-monospace, monospace; font-size: .85em; }
-svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+.wide { overflow-x: auto; } svg { width: 100%; min-width: 720px; height: auto; }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+@media (max-width: 640px) {
+  tr:has(th) { display: none; } tr { display: flex; flex-wrap: wrap; border-bottom: 1px solid var(--line); }
+  td { border: 0; padding-right: 1.2rem; } td.path { flex: 1 0 100%; } td:empty { display: none; }
+  td[data-is]::before { content: attr(data-is) " "; color: var(--soft); } }
 .legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .3em 0 1em; }
 """
 
@@ -74,7 +79,7 @@ def _cards(findings: Findings) -> str:
     stalled = f"of {findings.trace.seconds:.1f} s: at least one read waited for the network"
     cards = [
         (f"{findings.stalled_s:.1f} s", stalled),
-        (in_bytes(findings.read_bytes), f"read: {share}"),
+        (in_bytes(findings.read_bytes), f"read, unpacked: {share}"),
         (waits, f"of {findings.reads} reads had to wait for the network"),
         (in_bytes(sum(findings.fetched.values())), f"fetched, compressed: {_by_reason(findings)}"),
         (used or "–", "of the frames these reads lie in was read; frames are fetched whole"),
@@ -111,10 +116,22 @@ def _waterfall(findings: Findings) -> str:
     return (
         '<p class="note legend">Each row is a layer, the lowest first; a mark is as high as what was read then.'
         '<i style="background:var(--read)"></i>was there<i style="background:var(--wait)"></i>had to wait</p>'
-        f'<svg viewBox="0 0 {_WIDTH + _LEFT + 20} {height}" role="img" aria-label="Reads of each layer over time">'
-        f"{''.join(rows)}{_axis(seconds, height - 20)}</svg>"
+        f'<div class="wide"><svg viewBox="0 0 {_WIDTH + _LEFT + 20} {height}" role="img" '
+        f'aria-label="{_in_words(findings)}">'
+        f"{''.join(rows)}{_axis(seconds, height - 20)}</svg></div>"
         '<p class="note">What is read of a complete layer is the kernel\'s alone, and not shown.</p>'
     )
+
+
+def _in_words(findings: Findings) -> str:
+    """The picture for who cannot see it: how many reads each layer had, and how many of them waited."""
+    reads = findings.trace.reads
+    told = [
+        f"layer {number}: {sum(r.layer == number for r in reads)} reads, "
+        f"{sum(r.layer == number and r.waited for r in reads)} waited"
+        for number in range(len(findings.layers.layers))
+    ]
+    return escape(f"Reads of each layer over {findings.trace.seconds:.1f} s. {'; '.join(told)}")
 
 
 def _row(findings: Findings, number: int, layer: LayerLine, seconds: float) -> str:
@@ -155,16 +172,21 @@ def _files(files: Sequence[FileUse]) -> str:
     head = '<tr><th>file</th><th class="n">layer</th><th class="n">read</th><th class="n">reads</th>'
     head += '<th class="n">waited</th><th class="n">first at</th></tr>'
     rows = [
-        f'<tr><td class="path">{escape(use.path)}</td><td class="n">{use.layer}</td>'
-        f'<td class="n">{in_bytes(use.bytes)}</td>'
-        f'<td class="n">{use.reads}</td><td class="n">{_waited(use)}</td><td class="n">{use.first_s:.2f} s</td></tr>'
+        f'<tr><td class="path">{escape(use.path)}</td>{_cell("layer", str(use.layer))}'
+        f"{_cell('read', in_bytes(use.bytes))}{_cell('reads', str(use.reads))}{_cell('waited', _waited(use))}"
+        f"{_cell('first at', f'{use.first_s:.2f} s')}</tr>"
         for use in files
     ]
     return f"<table>{head}{''.join(rows)}</table>"
 
 
+def _cell(name: str, text: str) -> str:
+    """A number; its column's name stands beside it where the page is too narrow for columns."""
+    return f'<td class="n" data-is="{name}">{text}</td>'
+
+
 def _waited(use: FileUse) -> str:
-    return f"{use.waits} × {1000 * use.wait_s / use.waits:.0f} ms" if use.waits else ""
+    return f"{use.wait_s:.2f} s in {use.waits}" if use.waits else ""
 
 
 def _layers(layers: Sequence[LayerLine]) -> str:
@@ -172,9 +194,9 @@ def _layers(layers: Sequence[LayerLine]) -> str:
         '<tr><th class="n">#</th><th>digest</th><th class="n">size</th><th class="n">local now</th><th>state</th></tr>'
     )
     rows = [
-        f'<tr><td class="n">{number}</td><td class="path">{escape(layer.digest[7:19])}</td>'
-        f'<td class="n">{in_bytes(layer.size)}</td>'
-        f'<td class="n">{_percent(layer.local)}</td><td>{escape(layer.why)}</td></tr>'
+        f'<tr>{_cell("layer", str(number))}<td class="path">{escape(layer.digest[7:19])}</td>'
+        f"{_cell('size', in_bytes(layer.size))}{_cell('local now', _percent(layer.local))}"
+        f"<td>{escape(layer.why)}</td></tr>"
         for number, layer in enumerate(layers)
     ]
     return f"<table>{head}{''.join(rows)}</table>"
