@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -36,7 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if RUN_MARK not in os.environ:
         # Short: unix sockets live below. Not tmpfs: see fastpull.lab.workspace.
         os.environ[RUN_MARK] = secrets.token_hex(8)
-        top = Path(tempfile.mkdtemp(prefix="fpt-", dir="/var/tmp"))
+        # Not mkdtemp: its names may end in "_", and buildah makes image references of paths, where that is refused.
+        top = Path("/var/tmp") / f"fpt-{secrets.token_hex(4)}"
+        top.mkdir(mode=0o700)
         os.environ["FASTPULL_LAB_DIR"] = str(top)
         config.option.basetemp = config.option.basetemp or str(top / "tmp")
         config.add_cleanup(lambda: _remove_run(top))
