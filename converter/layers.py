@@ -14,7 +14,7 @@ from converter.lower import LayerFiles, directories_below, loaded
 from converter.media import LAYER_ZSTD, is_tar_layer
 from converter.options import ConvertOptions, LayerResult
 from converter.pipeline import LayerPipeline, WrittenLayer
-from converter.progress import ConvertProgress
+from converter.progress import ConvertProgress, size_change
 from converter.sources import ImageSource
 from converter.threads import Threads
 from fetcher.registry import Descriptor, NotFound, UploadLost
@@ -183,8 +183,7 @@ class LayerConverter:
         except BaseException:
             self._progress.finished(key, "failed")
             raise
-        saved = written.ref.size / max(1, layer.descriptor.size)
-        self._progress.finished(key, f"converted, {written.ref.size / 1e6:.1f} MB, {saved:.0%} of the source")
+        self._progress.finished(key, f"converted, {size_change(layer.descriptor.size, written.ref.size)}")
         plan = self._options.plan(self._known_diff_id(layer))
         descriptor = _descriptor(layer, written, self._options.parameters(plan))
         outcome = self._outcome(layer, descriptor, written.ref.diff_id, "converted", loaded(written.entries))

@@ -8,6 +8,29 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
+#: Below it a layer's index and padding outweigh what compression does, and a ratio would only alarm.
+_WORTH_A_RATIO_BYTES = 1_000_000
+
+
+def size_text(count: int) -> str:
+    """`812 B`, `40.0 kB`, `1.2 GB`."""
+    value, units = float(count), iter(("B", "kB", "MB", "GB"))
+    unit = next(units)
+    for larger in units:
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def size_change(before: int, after: int) -> str:
+    """What became of a layer's size: `4.0 MB before, 3.0 MB now (25% smaller)`."""
+    text = f"{size_text(before)} before, {size_text(after)} now"
+    if before < _WORTH_A_RATIO_BYTES:
+        return text
+    share = round(abs(after - before) / before * 100)
+    return f"{text} ({share}% {'smaller' if after < before else 'larger'})" if share else text
+
 
 class ConvertProgress(Protocol):
     """Told by the converter, from the event loop's thread. `key` names one layer's work."""
@@ -42,7 +65,7 @@ class LineProgress:
 
     def started(self, key: str, label: str, total: int) -> None:
         self._begun[key] = label, total, time.monotonic()
-        self._print(f"{label}: started, {total / 1e6:.1f} MB")
+        self._print(f"{label}: started, {size_text(total)}")
 
     def advanced(self, key: str, count: int) -> None: ...
 

@@ -13,8 +13,9 @@ from converter.convert import convert_image
 from converter.cuts import DEFAULT_FRAME_SIZE
 from converter.errors import ConvertError, UsageError
 from converter.options import DEFAULT_LEVEL, ConvertOptions, ConvertResult, Profile
-from converter.progress import BarProgress, progress_for
+from converter.progress import BarProgress, progress_for, size_change
 from fastpull.aio import run_async
+from fastpull.amounts import counted
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.profile_convert import attach, chosen_profile
@@ -166,9 +167,8 @@ def summary(result: ConvertResult) -> str:
         counts = ", ".join(f"{actions.count(action)} {action}" for action in sorted(set(actions))) or "none"
         before = sum(layer.source_size for layer in image.layers)
         after = sum(layer.size for layer in image.layers)
-        lines.append(
-            f"{image.platform}: {len(actions)} layers ({counts}), {before / 1e6:.1f} MB -> {after / 1e6:.1f} MB"
-        )
+        layers = counted(len(actions), "layer")
+        lines.append(f"{image.platform}: {layers} ({counts}), {size_change(before, after)}")
     state = "stored" if result.changed else "unchanged"
     lines.append(f"{result.destination}@{result.digest} {state} in {result.seconds:.1f} s")
     return "\n".join(lines)

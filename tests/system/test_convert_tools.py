@@ -155,7 +155,7 @@ def test_the_command_says_what_is_wrong_in_one_line(registry: Registry, zoo: str
 def test_the_command_shows_progress_lines_and_a_summary(registry: Registry, zoo: str) -> None:
     done = convert("--frame-size", "64K", "-j", "1", zoo, registry.reference("sample/zoo:small-frames"))
     assert done.returncode == 0
-    assert re.search(r"layer 1 [0-9a-f]{12}: converted, [\d.]+ MB", done.stderr)
+    assert re.search(r"layer 1 [0-9a-f]{12}: converted, [\d.]+ [kM]?B before, [\d.]+ [kM]?B now", done.stderr)
     assert "3 layers (3 converted)" in done.stdout
     assert re.search(r"sample/zoo:small-frames@sha256:[0-9a-f]{64} stored", done.stdout)
     assert "\x1b" not in done.stdout + done.stderr
