@@ -9,11 +9,11 @@ import aiohttp
 
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
+from fastpull.service_hints import restart_daemon, start_daemon
 
 T = TypeVar("T")
 
 _TIMEOUT_S = 30.0
-_START = "systemctl start fastpull; journalctl -u fastpull tells why it does not start"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def unreachable(socket: Path, problem: Exception) -> Failure:
     if isinstance(cause, PermissionError):
         return Failure(f"only root may ask the daemon at {socket}", hint="use sudo", code=ExitCode.NOT_PERMITTED)
     words = (cause.strerror if isinstance(cause, OSError) else str(cause)) or type(cause).__name__
-    return Failure(f"the daemon does not answer at {socket}: {words}", hint=_START, code=ExitCode.UNAVAILABLE)
+    return Failure(f"the daemon does not answer at {socket}: {words}", hint=start_daemon(), code=ExitCode.UNAVAILABLE)
 
 
 async def _exchange(socket: Path, method: str, path: str, read: Callable[[Any], T]) -> T:
@@ -102,7 +102,7 @@ async def _exchange(socket: Path, method: str, path: str, read: Callable[[Any], 
         raise unreachable(socket, problem) from None
     except (KeyError, TypeError, ValueError) as problem:
         message = f"the daemon at {socket} answers in another language ({problem!r})"
-        raise Failure(message, hint="restart it: systemctl restart fastpull", code=ExitCode.MALFORMED) from None
+        raise Failure(message, hint=restart_daemon(), code=ExitCode.MALFORMED) from None
 
 
 def parse(document: Mapping[str, Any]) -> Daemon:

@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     NOT_LAZY = 10
     NOT_PERMITTED = 11
     ROLLED_BACK = 12
+    UNPROVEN = 13
     BUG = 70
     INTERRUPTED = 130
 
@@ -41,6 +42,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.NOT_LAZY: "--require-lazy: the image would not be loaded lazily",
     ExitCode.NOT_PERMITTED: "root is needed, or the request was refused to protect what is running",
     ExitCode.ROLLED_BACK: "setup failed and everything was put back as it was",
+    ExitCode.UNPROVEN: "setup did its part, but the daemon or containerd has still to be (re)started by their owner",
     ExitCode.BUG: "a defect of fastpull; the traceback says where",
     ExitCode.INTERRUPTED: "interrupted (Ctrl-C or SIGTERM)",
 }

@@ -17,6 +17,7 @@ from fastpull.doctor.check import Check, fail, note, ok
 from fastpull.doctor.config import Expected, config_checks
 from fastpull.failures import Failure
 from fastpull.nerdctl import find_nerdctl
+from fastpull.service_hints import containerd_log, restart_containerd, start_containerd, start_daemon
 from snapshotter._pb import (
     introspection_pb2,
     introspection_pb2_grpc,
@@ -27,7 +28,6 @@ from snapshotter._pb import (
 
 _RPC_TIMEOUT_S = 5.0
 _COMMAND_TIMEOUT_S = 30.0
-_START_CONTAINERD = "start containerd (systemctl start containerd), or name its socket with --containerd-address"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,30 +64,41 @@ def running_version(address: Path) -> str:
 def _containerd(machine: Machine) -> tuple[str | None, Check]:
     address = machine.containerd_address
     if not address.exists():
-        return None, fail("containerd", "running", f"there is no {address}", _START_CONTAINERD)
+        return None, fail("containerd", "running", f"there is no {address}", _start_containerd())
     try:
         version = running_version(address)
     except grpc.RpcError as problem:
-        return None, fail("containerd", "running", f"{address}: {details(problem)}", _START_CONTAINERD)
+        return None, fail("containerd", "running", f"{address}: {details(problem)}", _start_containerd())
     return version, ok("containerd", "running", f"{version} at {address}")
 
 
+def _start_containerd() -> str:
+    return f"{start_containerd()}, or name its socket with --containerd-address"
+
+
+def known_snapshotter(address: Path, name: str) -> introspection_pb2.Plugin | None:
+    """What the *running* containerd knows of a snapshotter: a changed file is nothing until a restart.
+
+    Raises grpc.RpcError.
+    """
+    request = introspection_pb2.PluginsRequest(filters=[f'type=="io.containerd.snapshotter.v1",id=="{name}"'])
+    with channel(str(address)) as connected:
+        stub = introspection_pb2_grpc.IntrospectionStub(connected)
+        found = stub.Plugins(request, timeout=_RPC_TIMEOUT_S).plugins
+    return found[0] if found else None
+
+
 def _plugin(machine: Machine) -> Check:
-    """Whether the *running* containerd knows the snapshotter: a changed file is nothing until a restart."""
     name, wanted = "snapshotter", machine.expected.snapshotter
-    request = introspection_pb2.PluginsRequest(filters=[f'type=="io.containerd.snapshotter.v1",id=="{wanted}"'])
-    with channel(str(machine.containerd_address)) as connected:
-        try:
-            found = introspection_pb2_grpc.IntrospectionStub(connected).Plugins(request, timeout=_RPC_TIMEOUT_S).plugins
-        except grpc.RpcError as problem:
-            return fail("containerd", name, f"cannot be asked: {details(problem)}", _START_CONTAINERD)
-    if not found:
-        fix = "sudo fastpull setup; if that was done: systemctl restart containerd"
+    try:
+        found = known_snapshotter(machine.containerd_address, wanted)
+    except grpc.RpcError as problem:
+        return fail("containerd", name, f"cannot be asked: {details(problem)}", _start_containerd())
+    if found is None:
+        fix = f"sudo fastpull setup; if that was done: {restart_containerd()}"
         return fail("containerd", name, f"the running containerd does not know {wanted}", fix)
-    if found[0].init_err.message:
-        return fail(
-            "containerd", name, f"{wanted} did not start: {found[0].init_err.message}", "journalctl -u containerd"
-        )
+    if found.init_err.message:
+        return fail("containerd", name, f"{wanted} did not start: {found.init_err.message}", containerd_log())
     return ok("containerd", name, f"the running containerd knows {wanted}")
 
 
@@ -133,7 +144,7 @@ def _nerdctl(machine: Machine) -> Check:
 
 def _daemon(expected: Expected) -> Check:
     """Whether the daemon itself answers, past containerd."""
-    fix = "systemctl start fastpull; journalctl -u fastpull tells why it does not start"
+    fix = start_daemon()
     if not expected.socket.exists():
         return fail("fastpull daemon", "running", f"there is no {expected.socket}", fix)
     with channel(str(expected.socket)) as connected:

@@ -10,7 +10,8 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,12 +32,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One file that was changed. `backup` is None where there was none before; `sha256` is of what was written."""
+    """One file that was changed. `backup` is None where there was none before; `sha256` is of what was written.
+
+    `made` are the directories that had to be made for it, the deepest first.
+    """
 
     path: str
     backup: str | None
     mode: int
     sha256: str
+    made: Sequence[str] = ()
 
 
 class Transaction:
@@ -65,7 +70,8 @@ class Transaction:
     def _keep(self, change: Change) -> Record:
         digest = hashlib.sha256(change.text.encode()).hexdigest()
         if not change.path.exists():
-            return Record(path=str(change.path), backup=None, mode=change.mode, sha256=digest)
+            made = [str(above) for above in change.path.parents if not above.exists()]
+            return Record(path=str(change.path), backup=None, mode=change.mode, sha256=digest, made=made)
         backup = _free_name(self._state / "backup", change.path.name)
         shutil.copy2(change.path, backup)
         mode = change.path.stat().st_mode & 0o7777
@@ -96,6 +102,11 @@ def installed(state: Path) -> list[Record]:
         Failure: the journal is damaged.
     """
     return _read_journal(state)[0]
+
+
+def interrupted(state: Path) -> bool:
+    """Whether a set-up was killed and has not been undone yet. Raises Failure for a damaged journal."""
+    return bool(_read_journal(state)[1])
 
 
 def recover(state: Path) -> list[Record]:
@@ -141,6 +152,7 @@ def _roll_back(state: Path, committed: Sequence[Record], left_open: Sequence[Rec
     for record in left_open:
         if record.backup is not None:
             Path(record.backup).unlink(missing_ok=True)
+    remove_empty([state / "backup", state, state.parent])
 
 
 def _free_name(directory: Path, name: str) -> Path:
@@ -165,12 +177,21 @@ def uninstall(state: Path, records: Sequence[Record]) -> None:
         _restore(record)
     (state / "journal.json").unlink(missing_ok=True)
     shutil.rmtree(state / "backup", ignore_errors=True)
+    remove_empty([state, state.parent])
+
+
+def remove_empty(directories: Iterable[str | Path]) -> None:
+    """Remove what is empty of these directories; what holds something, or is gone already, stays as it is."""
+    for directory in directories:
+        with suppress(OSError):
+            Path(directory).rmdir()
 
 
 def _restore(record: Record) -> None:
     path = Path(record.path)
     if record.backup is None:
         path.unlink(missing_ok=True)
+        remove_empty(record.made)
         return
     data = Path(record.backup).read_bytes()
     path.parent.mkdir(parents=True, exist_ok=True)

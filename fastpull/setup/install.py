@@ -11,7 +11,9 @@ from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.setup import docker_edit
 from fastpull.setup.containerd_edit import Cri, Wanted, edits
-from fastpull.setup.files import Change, Record, Transaction, changed_since, installed, recover, uninstall
+from fastpull.setup.files import Change, Transaction, installed, recover
+from fastpull.setup.leavings import clear
+from fastpull.setup.readers import readers
 from fastpull.setup.services import Services
 from fastpull.setup.toml_edit import CannotEdit, apply
 from fastpull.setup.unit import TMPFILES, UNIT_NAME, Paths, config_text, unit_text
@@ -21,7 +23,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """What is to be installed, and where. File paths are below `root_dir`; what they say is not."""
+    """What is to be installed, and where. File paths are below `root_dir`; what they say is not.
+
+    `unit`: systemd is to run the daemon.
+    """
 
     root_dir: Path
     paths: Paths
@@ -30,6 +35,7 @@ class Installation:
     snapshotter: str
     cri: Cri
     docker: bool
+    unit: bool = True
 
     def at(self, path: str | Path) -> Path:
         """A path of the machine, below the scratch root if there is one."""
@@ -48,10 +54,11 @@ def plan(installation: Installation) -> list[Change]:
     """
     files = {
         installation.at("/etc/fastpull/config.toml"): config_text(installation.paths),
-        installation.at(f"/etc/systemd/system/{UNIT_NAME}"): unit_text(installation.paths),
-        installation.at("/etc/tmpfiles.d/fastpull.conf"): TMPFILES,
-        installation.at(installation.containerd_config): _containerd_text(installation),
     }
+    if installation.unit:
+        files[installation.at(f"/etc/systemd/system/{UNIT_NAME}")] = unit_text(installation.paths)
+        files[installation.at("/etc/tmpfiles.d/fastpull.conf")] = TMPFILES
+    files[installation.at(installation.containerd_config)] = _containerd_text(installation)
     # A configuration that is there was written by somebody: it stays.
     if installation.at("/etc/fastpull/config.toml").exists():
         del files[installation.at("/etc/fastpull/config.toml")]
@@ -126,13 +133,16 @@ def put_back_interrupted(installation: Installation, say: Say) -> bool:
 
 def install(
     installation: Installation, changes: list[Change], services: Services | None, prove: Callable[[], None], say: Say
-) -> None:
-    """Write, check, restart, prove. Whatever goes wrong, an interruption too, everything is put back.
+) -> list[str]:
+    """Write, check, start, prove. Whatever goes wrong, an interruption too, everything is put back.
+
+    Returns what is left for the owner to do before it can be proven; then the files stay as written.
 
     Raises:
         Failure: it did not work; with the code ROLLED_BACK.
     """
     earlier = installed(installation.state)
+    fresh = not Path(installation.paths.root).exists()
     transaction = Transaction(installation.state)
     transaction.adopt(earlier)
     try:
@@ -140,20 +150,19 @@ def install(
             transaction.write(change)
             say(f"wrote {change.path}")
         _check_containerd(installation)
-        if services is not None:
-            services.start_daemon()
-            services.restart_containerd()
-            say("fastpull runs, and containerd was restarted with it")
-            prove()
+        left = [] if services is None else _run(installation, changes, services, prove, say)
     except BaseException as problem:
         say("putting everything back")
+        undo = Undo(installation=installation, services=services, was_installed=bool(earlier), fresh=fresh)
+        undo.stop(say)
         transaction.rollback()
-        _restart_as_before(services, bool(earlier), say)
+        undo.restart(say)
         if isinstance(problem, Failure):
             message = f"nothing was changed: {problem.message}"
             raise Failure(message, hint=problem.hint, code=ExitCode.ROLLED_BACK) from problem
         raise
     transaction.commit()
+    return left
 
 
 def _check_containerd(installation: Installation) -> None:
@@ -161,40 +170,65 @@ def _check_containerd(installation: Installation) -> None:
     effective_config(installation.at(installation.containerd_config), installation.containerd_binary)
 
 
-def _restart_as_before(services: Services | None, was_installed: bool, say: Say) -> None:
-    if services is None:
-        return
-    try:
-        if not was_installed:
-            services.stop_daemon()
-        services.restart_containerd()
-    except Failure as problem:
-        say(f"after the rollback: {problem.message}")
+def _run(
+    installation: Installation, changes: list[Change], services: Services, prove: Callable[[], None], say: Say
+) -> list[str]:
+    containerd_config = installation.at(installation.containerd_config).resolve()
+    containerd_changed = any(change.path.resolve() == containerd_config for change in changes)
+    done, left = services.bring_up(files_changed=bool(changes), containerd_changed=containerd_changed)
+    for line in done:
+        say(line)
+    if not left:
+        prove()
+    return left
 
 
-def remove(installation: Installation, services: Services | None, *, force: bool, say: Say) -> list[Record]:
-    """Put back every file as it was before the installation, and restart containerd without fastpull.
-
-    Raises:
-        Failure: it is not installed, or a file was changed since and `force` is off.
+def prove_again(installation: Installation, services: Services, prove: Callable[[], None], say: Say) -> list[str]:
+    """For an installation whose files are all as they should be: have it run and prove it. As `install`, but what
+    fails stays in place.
     """
-    undone = put_back_interrupted(installation, say)
-    records = installed(installation.state)
-    if not records and undone:
-        _restart_as_before(services, False, say)
-        return []
-    if not records:
-        raise Failure(f"fastpull is not installed (no journal in {installation.state})", code=ExitCode.NOT_FOUND)
-    changed = changed_since(records)
-    if changed and not force:
-        names = ", ".join(map(str, changed))
-        hint = "take fastpull out of them by hand, or use --force to put their old versions back"
-        raise Failure(f"changed since the installation: {names}", hint=hint, code=ExitCode.NOT_PERMITTED)
-    uninstall(installation.state, records)
-    for record in records:
-        say(f"{'put back' if record.backup else 'removed'} {record.path}")
-    if services is not None:
-        services.restart_containerd()
-        services.stop_daemon()
-        say("containerd was restarted without fastpull")
-    return records
+    try:
+        return _run(installation, [], services, prove, say)
+    except Failure as problem:
+        hint = f"{problem.hint}; fastpull setup --uninstall takes it all back".removeprefix("; ")
+        raise Failure(problem.message, hint=hint, code=ExitCode(problem.exit_code)) from problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """How what runs is put back. `fresh`: the daemon's data did not exist before, so nobody's is in it."""
+
+    installation: Installation
+    services: Services | None
+    was_installed: bool
+    fresh: bool
+
+    def stop(self, say: Say) -> None:
+        """Before the files are put back: systemd finds a unit by its file."""
+        if self.services is not None and not self.was_installed:
+            _attempt(self.services.daemon.stop, say)
+
+    def restart(self, say: Say) -> None:
+        """After the files were put back. An earlier installation runs on with its own."""
+        if self.services is None:
+            return
+        _attempt(self.services.daemon.forget, say)
+        if self.was_installed:
+            _attempt(self.services.daemon.start, say)
+        _attempt(self.services.restart_containerd, say)
+        if not self.was_installed:
+            _attempt(self._clear, say)
+
+    def _clear(self) -> None:
+        """Nothing was pulled in these seconds but the proof; where somebody was quicker than that, all stays."""
+        assert self.services is not None
+        root, run_dir = Path(self.installation.paths.root), Path(self.installation.paths.run_dir)
+        if self.services.daemon.foreign() is None and not readers(root, run_dir):
+            clear(root, run_dir, data=self.fresh)
+
+
+def _attempt(step: Callable[[], object], say: Say) -> None:
+    try:
+        step()
+    except (Failure, OSError) as problem:
+        say(f"after the rollback: {problem}")

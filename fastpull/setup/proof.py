@@ -25,6 +25,7 @@ from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.lab.layout import ImageInput, LayerInput, Member, members, write_layout
 from fastpull.laziness import classify
+from fastpull.service_hints import containerd_log, daemon_log
 from fetcher.registry import RegistryClient, RegistryConfig
 from snapshotter._pb import snapshots_pb2, snapshots_pb2_grpc
 
@@ -165,7 +166,7 @@ def _pull_as_client(proof: Proof, namespace: str, reference: str, layout: Path, 
             if isinstance(problem, grpc.Call) and problem.code() is grpc.StatusCode.ALREADY_EXISTS:
                 return  # the snapshot is there without unpacking
             raise Failure(f"a test image cannot be pulled: {details(problem)}", code=ExitCode.FAILED) from None
-    hint = "fastpull doctor; the daemon's log says why it fell back"
+    hint = f"fastpull doctor; {daemon_log()}"
     raise Failure("a test image would be unpacked whole instead of lazily", hint=hint, code=ExitCode.NOT_LAZY)
 
 
@@ -173,7 +174,7 @@ def _checked(done: "subprocess.CompletedProcess[str]") -> None:
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         message = f"a test image cannot be pulled: {said[-1] if said else done.returncode}"
-        raise Failure(message, hint="journalctl -u containerd -u fastpull", code=ExitCode.COMMAND_FAILED)
+        raise Failure(message, hint=f"{containerd_log()}; {daemon_log()}", code=ExitCode.COMMAND_FAILED)
 
 
 def _look(proof: Proof, namespace: str, chain_id: str) -> None:
@@ -190,7 +191,7 @@ def _look(proof: Proof, namespace: str, chain_id: str) -> None:
             raise Failure(f"a test image cannot be mounted: {details(problem)}", code=ExitCode.FAILED) from None
     lowers = classify([(mount.type, mount.source, list(mount.options)) for mount in mounts])
     if lowers.ordinary or not lowers.lazy:
-        hint = "fastpull doctor; journalctl -u fastpull says why it fell back"
+        hint = f"fastpull doctor; {daemon_log()}"
         raise Failure("a test image was pulled whole instead of lazily", hint=hint, code=ExitCode.NOT_LAZY)
 
 
@@ -209,4 +210,8 @@ def _ctr(proof: Proof, namespace: str, *arguments: str) -> "subprocess.Completed
     if program is None:
         raise Failure(f"{proof.ctr} was not found; it comes with containerd", code=ExitCode.MISSING_TOOL)
     argv = [program, "--address", str(proof.containerd_address), "--namespace", namespace, *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=_PULL_TIMEOUT_S, check=False)
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=_PULL_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        message = f"ctr {' '.join(arguments[:2])} did not end in {_PULL_TIMEOUT_S:.0f} s"
+        raise Failure(message, hint=f"{containerd_log()}; {daemon_log()}", code=ExitCode.COMMAND_FAILED) from None

@@ -1,28 +1,17 @@
-"""`fastpull setup` as a transaction: below a scratch root, and on a running containerd that is restarted for it."""
+"""`fastpull setup` as a transaction over files, below a scratch root."""
 
-import shlex
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fastpull.lab.tools import Release
-from fastpull.lab.workspace import kill_all
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
-from tests.system.test_command_lab import FASTPULL, CommandLine
+from tests.system.setup_machine import setup
+from tests.system.test_command_lab import FASTPULL
 
 pytestmark = [pytest.mark.system, pytest.mark.root]
-only_current = pytest.mark.parametrize("release", ["current"], indirect=True)
 
 OWNERS = '# of the owner\nversion = 2\noom_score = -1\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "p"\n'
-
-
-def setup(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([FASTPULL, "setup", *arguments], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -154,78 +143,3 @@ def test_backups_of_later_setups_do_not_replace_the_first(root: Path, current_re
         setup(*where(root, current_release), *more)
     setup(*where(root, current_release), "--uninstall")
     assert contents(root) == before
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
-
-
-@pytest.fixture
-def machine(fastpull: CommandLine) -> Iterator[list[str]]:
-    """Flags that set up the private containerd as if it were the machine's; its file says nothing of fastpull yet.
-
-    What setup writes beside containerd's file goes below a scratch root, which has a link to that file.
-    """
-    containerd, daemon, scratch = fastpull.containerd, fastpull.daemon, fastpull.space.directory("machine")
-    text = containerd.config.read_text()
-    containerd.config.write_text(text[: text.index("\n[proxy_plugins")] + "\n")
-    link = scratch / str(containerd.config).lstrip("/")
-    link.parent.mkdir(parents=True)
-    link.symlink_to(containerd.config)
-    script = _restart_script(fastpull)
-    flags = ["--root-dir", str(scratch), "--containerd-config", str(containerd.config)]
-    flags += ["--containerd-address", str(containerd.address), "--containerd", str(containerd.release.containerd)]
-    flags += ["--root", str(daemon.root), "--run-dir", str(daemon.run_dir), "--restart-command", str(script)]
-    yield flags
-    kill_all([int(script.with_suffix(".pid").read_text())])
-
-
-def _restart_script(fastpull: CommandLine) -> Path:
-    """What stands in for systemd: ends the private containerd and starts it again over its configuration file."""
-    containerd = fastpull.containerd
-    script = fastpull.space.directory("bin") / "restart"
-    pid = script.with_suffix(".pid")
-    pid.write_text(str(containerd.pid))
-    start = shlex.join([str(containerd.release.containerd), "--config", str(containerd.config)])
-    mark = " ".join(f"{name}={value}" for name, value in fastpull.space.env.items())
-    # The first one is a child of this test, which does not reap it: a zombie has ended too.
-    gone = f'p=$(cat {pid}); kill $p; while grep -qs "^State:.[^Z]" /proc/$p/status; do sleep 0.05; done'
-    begin = f"env {mark} PATH={containerd.release.path()} {start} >>{containerd.log} 2>&1 </dev/null &"
-    script.write_text(f"#!/bin/sh\n{gone}\n{begin}\necho $! > {pid}\n")
-    script.chmod(0o755)
-    return script
-
-
-def test_a_live_installation_is_proven_by_a_lazy_pull(fastpull: CommandLine, machine: list[str]) -> None:
-    before = fastpull.containerd.config.read_text()
-    done = setup(*machine)
-    assert "done: fastpull run" in done.stdout
-    assert "already, and a test image starts lazily" in setup(*machine).stdout
-    image = fastpull.push_converted()
-    fastpull("run", "--require-lazy", "--rm", "--net=host", image, "sh", "-c", "true")
-    setup(*machine, "--uninstall")
-    assert fastpull.containerd.config.read_text() == before
-    fastpull.containerd.ctr("version")
-
-
-@only_current
-def test_a_failed_proof_puts_everything_back(fastpull: CommandLine, machine: list[str]) -> None:
-    before = fastpull.containerd.config.read_text()
-    fastpull.daemon.stop()  # containerd will be told of a socket where nobody listens
-    refused = setup(*machine, status=12)
-    assert "nothing was changed: a test image cannot be pulled" in refused.stderr
-    assert fastpull.containerd.config.read_text() == before
-    assert not (fastpull.space.directory("machine") / "etc/fastpull/config.toml").exists()
-    # It was started again with the old file, and the proof left nothing in it.
-    assert "fastpull-proof" not in fastpull.containerd.ctr("namespaces", "ls", "-q")
-    fastpull.daemon.start()
-
-
-def test_the_machine_needs_systemd_or_a_command(root: Path, current_release: Release) -> None:
-    if Path("/run/systemd/system").is_dir():
-        return  # nothing is refused then
-    dry = setup("--containerd", str(current_release.containerd), "--dry-run")
-    assert "+[proxy_plugins.fastpull]" in dry.stdout
-    refused = setup("--containerd", str(current_release.containerd), status=7)
-    assert "--restart-command" in refused.stderr
