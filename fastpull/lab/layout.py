@@ -49,6 +49,7 @@ class ImageInput:
 
     layers: Sequence[LayerInput]
     command: Sequence[str] = ()
+    entrypoint: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     working_dir: str = "/"
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -125,6 +126,7 @@ def _config(image: ImageInput, diff_ids: Sequence[str]) -> dict[str, object]:
         "config": {
             "Env": [f"{name}={value}" for name, value in image.environment.items()],
             "Cmd": list(image.command),
+            **({"Entrypoint": list(image.entrypoint)} if image.entrypoint else {}),
             "WorkingDir": image.working_dir,
         },
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
