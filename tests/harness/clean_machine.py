@@ -1,7 +1,7 @@
 """A machine of its own for a test: this one's files under a layer that is thrown away, and namespaces for all the rest.
 
 What is done in it is done as root at `/`, and nothing of it is seen outside. Its data directories lie on the disk,
-where layers can be served from. It has no systemd, and no network but loopback.
+where layers can be served from. It has no network but loopback, and systemd only if that is asked for.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,23 @@ from fastpull.lab.workspace import Workspace
 _DATA = ("var/lib/containerd", "var/lib/fastpull", "var/lib/nerdctl")
 _PROGRAMS = ("containerd", "ctr", "containerd-shim-runc-v2", "nerdctl")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# A group of its own in every hierarchy (cgroups(7)): the machine sees it as the root; it is removed with what is in it.
+_ENTER = """
+set -eu
+for top in {groups}; do
+    mkdir $top/{name}
+    for file in cpuset.cpus cpuset.mems; do
+        if [ -e $top/$file ]; then cat $top/$file >$top/{name}/$file || true; fi
+    done
+    echo $$ >$top/{name}/cgroup.procs
+done
+exec unshare --mount --net --pid --ipc --uts --cgroup --fork --kill-child=SIGKILL --propagation private "$@"
+"""
+_JOIN = """
+for file in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
+    if [ -e $file ]; then echo $$ 2>/dev/null >$file || true; fi
+done
+"""
 # Below tmpfs: an overlay's upper directory must not lie in its own lower one, which is all of the disk here.
 _BOOT = """
 set -eu
@@ -32,7 +50,7 @@ cd {top}/root
 for name in {data}; do mkdir -p $name; mount --bind {top}/data/$name $name; done
 mount -t proc proc proc
 mount -t sysfs sysfs sys
-mount --rbind /sys/fs/cgroup sys/fs/cgroup
+{cgroups}
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
@@ -42,9 +60,22 @@ umount -l /run/old
 rmdir /run/old
 ip link set lo up
 touch /run/booted
-sleep infinity &
+{init}
+"""
 # The first process of the machine: it waits for what nobody else waits for.
-wait
+_SHELL = "sleep infinity & wait"
+# Nothing of this machine's own services may start: neither those that are enabled nor those that generators make.
+_SYSTEMD = """
+rm -rf /lib/systemd/system-generators /lib/systemd/system/*.wants /etc/systemd/system/*.wants
+printf '[Unit]\\nDefaultDependencies=no\\n' | tee /etc/systemd/system/sysinit.target >/etc/systemd/system/lab.target
+exec env -i container=lab PATH={path} /lib/systemd/systemd --unit=lab.target
+"""
+_CONTAINERD_UNIT = """
+[Service]
+ExecStart=/usr/local/bin/containerd
+Type=notify
+Delegate=yes
+KillMode=process
 """
 # As distributions without systemd have it.
 _INIT_SCRIPT = """#!/bin/sh
@@ -64,18 +95,28 @@ esac
 _NERDCTL = 'cgroup_manager = "cgroupfs"\ncni_path = "/usr/lib/cni"\n'
 
 
-class CleanMachine:
-    """Context manager. `init_script`: containerd has one in /etc/init.d, so that `fastpull setup` can restart it."""
+class Init(StrEnum):
+    """What starts and restarts containerd."""
 
-    def __init__(self, space: Workspace, *, init_script: bool) -> None:
+    NOBODY = "nobody"
+    SCRIPT = "script"
+    SYSTEMD = "systemd"
+
+
+class CleanMachine:
+    """Context manager. With `Init.NOBODY`, `containerd-service restart` stands for the owner."""
+
+    def __init__(self, space: Workspace, init: Init) -> None:
         self._space = space
         self._top = space.directory("machine")
-        self._init_script = init_script
+        self._kind = init
+        self._group = f"fp-{space.mark}"
         for name in ("root", "layer", *(f"data/{each}" for each in _DATA)):
             (self._top / name).mkdir(parents=True, exist_ok=True)
-        boot = _BOOT.format(top=self._top, data=" ".join(_DATA))
-        unshare = ["unshare", "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child=SIGKILL"]
-        argv = [*unshare, "--propagation", "private", "/bin/sh", "-c", boot]
+        first = _SYSTEMD.format(path=_PATH) if init is Init.SYSTEMD else _SHELL
+        boot = _BOOT.format(top=self._top, data=" ".join(_DATA), cgroups=_cgroup_mounts(), init=first)
+        enter = _ENTER.format(groups=" ".join(map(str, _hierarchies())), name=self._group)
+        argv = ["/bin/sh", "-c", enter, "sh", "/bin/sh", "-c", boot]
         self._init = Service(argv, log=self._top / "boot.log", env=space.env)
 
     def __enter__(self) -> Self:
@@ -101,15 +142,28 @@ class CleanMachine:
         self.run("\n".join(lines))
         self.write("/usr/local/bin/sudo", '#!/bin/sh\nexec "$@"\n', mode="755")  # it is root already
         self.write("/etc/nerdctl/nerdctl.toml", _NERDCTL)
+        if self._kind is Init.SYSTEMD:
+            self.write("/etc/systemd/system/containerd.service", _CONTAINERD_UNIT)
+            self.run("until systemctl daemon-reload; do sleep 0.1; done; systemctl start containerd")
+            return
         self.write("/usr/local/sbin/containerd-service", _INIT_SCRIPT, mode="755")
-        if self._init_script:
+        if self._kind is Init.SCRIPT:
             self.run("cp /usr/local/sbin/containerd-service /etc/init.d/containerd")
         self.run("containerd-service start")
 
     def argv(self, script: str) -> list[str]:
         """A command line that runs a shell script in the machine."""
-        enter = ["nsenter", f"--target={_child_of(self._init)}", "--mount", "--net", "--pid", "--ipc", "--uts"]
-        return [*enter, "env", f"PATH={_PATH}", "HOME=/root", "/bin/sh", "-c", script]
+        enter = [
+            "nsenter",
+            f"--target={_child_of(self._init)}",
+            "--mount",
+            "--net",
+            "--pid",
+            "--ipc",
+            "--uts",
+            "--cgroup",
+        ]
+        return [*enter, "env", f"PATH={_PATH}", "HOME=/root", "/bin/sh", "-c", _JOIN + script]
 
     def run(self, script: str, *, cwd: str = "/", stdin: str = "", timeout_s: float = 120, status: int = 0) -> str:
         """Run it to its end; what it said. Raises CommandFailed unless it ends with `status`."""
@@ -144,7 +198,31 @@ class CleanMachine:
     def _end(self) -> None:
         """With the first process of a pid namespace all others end, and with them the mounts (pid_namespaces(7))."""
         self._init.kill()
-        cgroups.remove_named("default")
+        wait_until(self._group_removed, what=f"the end of {self._group}")
+
+    def _group_removed(self) -> bool:
+        """A group can be removed when its last process has ended, which takes a moment."""
+        cgroups.remove_named(self._group)
+        return not any((path / self._group).exists() for path in _hierarchies())
+
+
+def _hierarchies() -> Sequence[Path]:
+    """Where control groups are: the one hierarchy, or each of version 1 and what is mounted beside them."""
+    top = Path("/sys/fs/cgroup")
+    return [top] if (top / "cgroup.procs").exists() else sorted(path.parent for path in top.glob("*/cgroup.procs"))
+
+
+def _cgroup_mounts() -> str:
+    """The same once more, as the machine's namespace shows them. Relative to its root."""
+    lines = []
+    for path in _hierarchies():
+        if path.name in ("cgroup", "unified"):
+            kind = "-t cgroup2"
+        else:
+            kind = f"-t cgroup -o {'none,name=systemd' if path.name == 'systemd' else path.name}"
+        lines.append(f"mkdir -p .{path}; mount {kind} cgroup .{path}")
+    head = [] if len(lines) == 1 else ["mount -t tmpfs tmpfs sys/fs/cgroup"]
+    return "\n".join([*head, *lines])
 
 
 def interrupt(running: Service) -> int:

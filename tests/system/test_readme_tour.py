@@ -1,4 +1,4 @@
-"""The README's quick tour, each line as it is printed there, on a machine of its own without systemd.
+"""The README's quick tour, each line as it is printed there, on a machine of its own: with systemd and without.
 
 What is different here is named in `DIFFERENT`, and a line that is added to the tour is walked without a change of this
 file. Its packages come from this checkout's environment: the network is no part of what is tested.
@@ -19,7 +19,7 @@ from fastpull.lab.layout import ImageInput, LayerInput, Member, members, write_l
 from fastpull.lab.process import CommandFailed, Service, wait_until
 from fastpull.lab.registry import registry_config
 from tests.harness import Workspace
-from tests.harness.clean_machine import CleanMachine, interrupt
+from tests.harness.clean_machine import CleanMachine, Init, interrupt
 from tests.harness.images import MIB, busybox_layer, noise
 
 pytestmark = [pytest.mark.system, pytest.mark.root]
@@ -61,7 +61,7 @@ def test_the_tour_is_found_in_the_readme() -> None:
 
 def others(machine: CleanMachine) -> list[str]:
     """What runs beside containerd itself and the registry."""
-    return [line for line in machine.processes() if not re.search(r"containerd$|docker-registry serve", line)]
+    return [line for line in machine.processes() if not re.search(r"containerd$|docker-registry serve|/systemd", line)]
 
 
 @pytest.fixture
@@ -69,10 +69,16 @@ def space(workspace: Workspace) -> Workspace:
     return workspace
 
 
+@pytest.fixture(params=[Init.SYSTEMD, Init.SCRIPT])
+def init(request: pytest.FixtureRequest) -> Init:
+    chosen: Init = request.param
+    return chosen
+
+
 @pytest.fixture
-def machine(space: Workspace) -> Iterator[CleanMachine]:
+def machine(space: Workspace, init: Init) -> Iterator[CleanMachine]:
     """A machine with containerd, nerdctl and a registry that has the image, not converted yet."""
-    with CleanMachine(space, init_script=True) as made, ExitStack() as running:
+    with CleanMachine(space, init) as made, ExitStack() as running:
         config = registry_config(store=Path("/tmp/registry"), address="127.0.0.1:80")
         made.write("/etc/registry.yml", config)
         made.write("/etc/containerd/certs.d/registry.example/hosts.toml", 'server = "http://registry.example"\n')
@@ -149,27 +155,28 @@ class Walk:
         return next(said for line, said in self.said.items() if words in line)
 
 
-def test_the_tour_can_be_walked_as_printed(machine: CleanMachine, space: Workspace) -> None:
+def test_the_tour_can_be_walked_as_printed(machine: CleanMachine, init: Init, space: Workspace) -> None:
     walk = Walk(machine, space)
     for line in map(as_walked, tour()):
         walk.take(line)
     assert "+[proxy_plugins.fastpull]" in walk.output("setup --dry-run")
-    assert "systemd" not in walk.output("setup --dry-run")
+    assert ("fastpull.service" in walk.output("setup --dry-run")) is (init is Init.SYSTEMD)
     assert "done: a test image starts lazily" in walk.output("setup  ")
-    assert "Nothing failed." in walk.output("doctor") and "systemctl" not in walk.output("doctor")
+    assert "Nothing failed." in walk.output("doctor")
     assert "converted" in walk.output("fastpull convert")
     assert "Time to Readiness" in walk.output("--mode normal")
     # Nothing is left but the data.
     assert others(machine) == []
     gone = "/etc/fastpull /run/fastpull /opt/fastpull /usr/local/bin/fastpull /var/log/fastpull.log"
-    machine.run(f"for path in {gone}; do if [ -e $path ]; then echo $path; exit 1; fi; done")
+    gone += " /etc/systemd/system/fastpull.service /etc/systemd/system/*/fastpull.service /etc/tmpfiles.d/fastpull.conf"
+    machine.run(f"for path in {gone}; do if [ -e $path ] || [ -L $path ]; then echo $path; exit 1; fi; done")
     assert "fastpull" not in machine.run("cat /etc/containerd/config.toml 2>/dev/null || true")
     assert "fastpull" not in machine.run("cat /proc/mounts").replace("/var/lib/fastpull ext", "")
 
 
 def test_where_nobody_can_restart_containerd_setup_says_what_to_do(space: Workspace) -> None:
     command = f"{Path(sys.executable).with_name('fastpull')} setup"
-    with CleanMachine(space, init_script=False) as machine:
+    with CleanMachine(space, Init.NOBODY) as machine:
         said = machine.run(command, status=ExitCode.UNPROVEN)
         assert said.splitlines()[-1] == "not proven yet: restart containerd, then run `fastpull setup` again"
         machine.run("containerd-service restart")
