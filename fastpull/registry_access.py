@@ -1,10 +1,13 @@
 """How commands reach registries: the options they share, and the client made from them."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+import structlog
 
 from fetcher.registry import Descriptor, Manifest, Origin, Platform, Reference, RegistryClient, RegistryConfig
 
@@ -23,7 +26,14 @@ def registry_options(command: F) -> F:
 
 def open_client(plain_http: Sequence[str]) -> RegistryClient:
     """A client for a command that a person runs. To be entered by the caller."""
+    _log_to_stderr()
     return RegistryClient(RegistryConfig.from_environment(os.environ, plain_http=frozenset(plain_http)))
+
+
+def _log_to_stderr() -> None:
+    """Standard output is for the result alone; what the registry client retries is of interest only when it fails."""
+    level = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(wrapper_class=level, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 async def image_manifests(

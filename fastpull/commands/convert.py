@@ -2,12 +2,10 @@
 
 import contextlib
 import json
-import logging
 import sys
 from dataclasses import replace
 
 import click
-import structlog
 
 from converter.convert import convert_image
 from converter.cuts import DEFAULT_FRAME_SIZE
@@ -97,19 +95,12 @@ def convert(
     The result is an ordinary OCI image with tar+zstd layers that every runtime can run, and that fastpull starts
     lazily. Of an index, only this machine's platform is converted unless told; the others are kept as they are.
     """
-    _log_to_stderr()
     try:
         options = _options(level, frame_size, jobs, platform, all_platforms)
         result = run_async(_convert(source, destination, options, profile, plain_http, quiet=as_json))
     except ConvertError as problem:
         raise Failure(str(problem), hint=problem.hint, code=ExitCode(problem.exit_code)) from problem
     click.echo(json.dumps(result.to_json(), indent=2) if as_json else summary(result))
-
-
-def _log_to_stderr() -> None:
-    """Standard output is for the result alone; what the registry client retries is of interest only when it fails."""
-    level = structlog.make_filtering_bound_logger(logging.WARNING)
-    structlog.configure(wrapper_class=level, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 def _options(

@@ -193,3 +193,12 @@ def test_the_manual_page_has_every_command_and_no_troff_warning(capsys: pytest.C
         )
         assert done.stderr == ""
         assert "EXIT STATUS" in re.sub(".\x08", "", done.stdout)  # bold is struck over
+
+
+def test_standard_output_is_for_the_result_alone() -> None:
+    """The registry client's retries are not for a program that reads it."""
+    script = "import sys; from fastpull.cli import main; main()"
+    program = [sys.executable, "-c", script, "inspect", "--json", "127.0.0.1:9/nobody/there:1"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.UNAVAILABLE and done.stdout == ""
+    assert re.fullmatch(r"fastpull: .+\n  hint: .+\n", done.stderr)
