@@ -8,7 +8,7 @@ from fastpull.setup.files import remove_empty
 from fetcher.teardown import teardown
 
 _IN_RUN_DIR = ("fastpull.sock", "admin.sock", "keeper.sock", "keeper.pid", "daemon.pid", "fuse")
-_IN_ROOT = ("layers", "snapshots", "profiles", "metadata.db", "metadata.db-wal", "metadata.db-shm", "lock")
+DATA = ("layers", "snapshots", "profiles", "metadata.db", "metadata.db-wal", "metadata.db-shm", "lock")
 
 
 def clear(root: Path, run_dir: Path, *, data: bool) -> int:
@@ -17,10 +17,11 @@ def clear(root: Path, run_dir: Path, *, data: bool) -> int:
     Both directories may be the owner's: what the daemon does not make stays, and so does a directory that holds it.
     Raises OSError for a mount that is busy.
     """
-    unmounted = teardown(root, run_dir)
+    # Not the root itself: it may be a disk of its own, which is not ours to unmount.
+    unmounted = teardown(root / "layers", run_dir)
     _remove(run_dir, _IN_RUN_DIR)
     if data:
-        _remove(root, _IN_ROOT)
+        _remove(root, DATA)
     remove_empty([root])
     return len(unmounted)
 

@@ -13,7 +13,7 @@ from fastpull.service_hints import restart_containerd
 from fastpull.setup.background import end, listener
 from fastpull.setup.files import changed_since, installed, interrupted, uninstall
 from fastpull.setup.install import Installation, Say, put_back_interrupted
-from fastpull.setup.leavings import clear
+from fastpull.setup.leavings import DATA, clear
 from fastpull.setup.readers import Reader, readers
 from fastpull.setup.services import Services
 from fetcher import kernel
@@ -74,7 +74,7 @@ def preview(wanted: Uninstallation, say: Say) -> None:
     for record in installed(wanted.installation.state):
         say(f"would {'put back' if record.backup else 'remove'} {record.path}")
     if wanted.services is not None:
-        say("would restart containerd and stop the daemon")
+        say(f"would stop the daemon and {'leave it to you to ' * (wanted.services.restart is None)}restart containerd")
         say(f"would {'remove' if wanted.purge else 'keep'} {wanted.root}")
 
 
@@ -100,8 +100,10 @@ def _left_over(wanted: Uninstallation) -> bool:
     """Whether an uninstallation that had to leave something can go on now."""
     if wanted.services is None:
         return False
-    mounted = any(kernel.mounts_below(top) for top in (wanted.root, wanted.run_dir) if top.exists())
-    return mounted or keeper_pid(wanted.run_dir) is not None or (wanted.purge and wanted.root.exists())
+    tops = (wanted.root / "layers", wanted.run_dir / "fuse")
+    mounted = any(kernel.mounts_below(top) for top in tops if top.parent.exists())
+    data = wanted.purge and any((wanted.root / name).exists() for name in DATA)
+    return mounted or keeper_pid(wanted.run_dir) is not None or data
 
 
 def _check_daemon(wanted: Uninstallation, services: Services) -> None:
@@ -178,7 +180,7 @@ def _take_down(wanted: Uninstallation, say: Say) -> None:
 
 
 def _tell_rest(wanted: Uninstallation, say: Say) -> None:
-    if not wanted.root.exists():
+    if not any((wanted.root / name).exists() for name in DATA):
         return
     size = sum(path.lstat().st_blocks * 512 for path in wanted.root.rglob("*"))
     say(f"kept {wanted.root} ({in_bytes(size)}: layers, snapshots, profiles); --uninstall --purge removes it")
