@@ -2,8 +2,9 @@
 
 `POST /v1/cache/clear` evicts every layer no snapshot uses: `{"evicted": [digest, ...]}`.
 `GET /v1/touches` tells which bytes were read since the daemon started (the last 200,000 reads): for each layer the
-reads in their order as `[ns, offset, count, wait_ns]`, ns on the clock whose present reading is `now_ns`; wait_ns is 0
-for a read that did not wait, and -1 for one that still does.
+reads in their order as `[ns, offset, count, wait_ns, ahead]`, ns on the clock whose present reading is `now_ns`;
+wait_ns is 0 for a read that did not wait, and -1 for one that still does; ahead is 1 for what no program read, but the
+daemon's own process ahead of one.
 """
 
 import time
@@ -31,5 +32,7 @@ class FetcherRoutes:
     async def touches(self, _request: web.Request) -> web.Response:
         layers: dict[str, list[list[Any]]] = {}
         for touch in list(self._fetcher.touches.history):
-            layers.setdefault(touch.layer, []).append([touch.at_ns, touch.offset, touch.count, touch.wait_ns])
+            layers.setdefault(touch.layer, []).append(
+                [touch.at_ns, touch.offset, touch.count, touch.wait_ns, int(touch.ahead)]
+            )
         return web.json_response({"now_ns": time.monotonic_ns(), "layers": layers})

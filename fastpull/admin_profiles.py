@@ -68,7 +68,7 @@ class ProfileRoutes:
     async def start(self, request: web.Request) -> web.Response:
         manifest = _manifest(request)
         body = parse_start(manifest, await request.read())
-        return web.json_response(asdict(self._profiles.start(manifest, *body)))
+        return web.json_response(asdict(await self._profiles.start(manifest, *body)))
 
     async def stop(self, request: web.Request) -> web.Response:
         profile = await self._profiles.stop(_manifest(request), keep=request.query.get("keep") != "0")

@@ -58,6 +58,7 @@ class Touch:
     offset: int
     count: int
     wait_ns: int  # 0: not at all; -1: it still waits
+    ahead: int = 0  # 1: no program's read; it was brought into the page cache ahead of one
 
 
 async def ask(socket: Path) -> Daemon:

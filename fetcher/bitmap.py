@@ -26,6 +26,21 @@ def boot_id() -> bytes:
     return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()[:36]
 
 
+class PresentBits:
+    """What another process's :class:`FrameBitmap` says now; read-only."""
+
+    def __init__(self, directory: Path, frames: int) -> None:
+        """Raises OSError, or ValueError for a file of another size."""
+        fd = os.open(directory / "present", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._map = mmap.mmap(fd, _HEADER.size + (frames + 7) // 8, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+
+    def __contains__(self, number: int) -> bool:
+        return bool(self._map[_HEADER.size + (number >> 3)] & (1 << (number & 7)))
+
+
 class FrameBitmap:
     """A bit per frame, mapped from ``present``. Bits are set by one thread only."""
 

@@ -254,7 +254,7 @@ class FanotifyPlane:
 
     def _serve(self, event: kernel.PreAccess, inode: int) -> None:
         layer = self._layers.get(inode)
-        touch = self._touches.touch(layer, event.offset, event.count) if layer else None
+        touch = self._touches.touch(layer, event.offset, event.count, event.pid) if layer else None
         self._demand(event.fd, inode, event.offset, event.count, touch)
         if layer is not None:
             self._governor.note_read(layer, event.offset, event.count)

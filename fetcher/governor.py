@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 HOPELESS_DEADLINE_S = 10.0
 #: For so long after a read had to wait, more such reads are expected.
 BUSY_S = 0.2
-#: A start that reads nothing for so long is over.
+#: For so long after it, another burst of them is.
 QUIET_S = 2.0
 HOLD_CHECK_S = 0.25
 
@@ -42,6 +42,7 @@ class Hold:
     """An image whose fill waits for its start; times of the monotonic clock."""
 
     deadline: float
+    quiet_s: float
     last_read: float | None = None
 
 
@@ -149,12 +150,12 @@ class Governor:
         self._queues[layer.digest].filling = True
         self._pump()
 
-    def hold_fill(self, digests: Iterable[str], at_most_s: float) -> None:
+    def hold_fill(self, digests: Iterable[str], *, at_most_s: float, quiet_s: float) -> None:
         """Leave the link and the processors to a start whose reads are known and being prefetched.
 
-        Ends when the layers have been read and then not for :data:`QUIET_S`, or after ``at_most_s``.
+        Ends when the layers have been read and then not for ``quiet_s``, or after ``at_most_s``.
         """
-        hold = Hold(time.monotonic() + at_most_s)
+        hold = Hold(time.monotonic() + at_most_s, quiet_s)
         self._holds.update(dict.fromkeys(digests, hold))
         self._pump_after(HOLD_CHECK_S)
 
@@ -162,7 +163,7 @@ class Governor:
         hold = self._holds.get(digest)
         if hold is None:
             return False
-        if now < hold.deadline and (hold.last_read is None or now - hold.last_read < QUIET_S):
+        if now < hold.deadline and (hold.last_read is None or now - hold.last_read < hold.quiet_s):
             return True
         del self._holds[digest]
         return False

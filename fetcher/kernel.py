@@ -60,6 +60,12 @@ FANOTIFY_METADATA_VERSION = 3
 FICLONERANGE = 0x4020_940D
 
 AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+
+# include/linux/exportfs.h: file handles of an inode number and a generation; which one EROFS has depends on the kernel
+FILEID_INO32_GEN = 0x01
+FILEID_INO64_GEN = 0x81
+MAX_HANDLE_SZ = 128
 
 #: struct fanotify_event_metadata: event_len, vers, reserved, metadata_len, mask, fd, pid
 EVENT_METADATA = struct.Struct("<IBBHQii")
@@ -67,6 +73,10 @@ EVENT_METADATA = struct.Struct("<IBBHQii")
 EVENT_INFO_RANGE = struct.Struct("<BBHIQQ")
 #: struct fanotify_response: fd, response
 RESPONSE = struct.Struct("<iI")
+#: struct file_handle without f_handle: handle_bytes, handle_type
+FILE_HANDLE = struct.Struct("<Ii")
+#: f_handle of EROFS, by handle_type: inode and generation, or both halves of the inode, the upper first, and generation
+_HANDLE_CONTENT = {FILEID_INO32_GEN: struct.Struct("=II"), FILEID_INO64_GEN: struct.Struct("=III")}
 #: struct file_clone_range: src_fd, src_offset, src_length, dest_offset
 FILE_CLONE_RANGE = struct.Struct("<qQQQ")
 assert (EVENT_METADATA.size, EVENT_INFO_RANGE.size, RESPONSE.size) == (24, 24, 8)
@@ -239,6 +249,29 @@ def has_other_opens(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+class InodeOpener:
+    """Opens files of a mounted EROFS by inode number, whatever they are called (open_by_handle_at(2), privileged)."""
+
+    def __init__(self, directory: int) -> None:
+        """For the mount that ``directory`` is a descriptor of, which must stay open. Raises OSError."""
+        handle = ctypes.create_string_buffer(FILE_HANDLE.pack(MAX_HANDLE_SZ, 0), FILE_HANDLE.size + MAX_HANDLE_SZ)
+        mount_id = ctypes.c_int()
+        call = (ctypes.c_int(directory), c_char_p(b""), handle, ctypes.byref(mount_id), ctypes.c_int(AT_EMPTY_PATH))
+        _checked(libc.name_to_handle_at(*call))
+        _, self._kind = FILE_HANDLE.unpack_from(handle)
+        if self._kind not in _HANDLE_CONTENT:
+            raise OSError(errno.EOPNOTSUPP, f"file handles of type {self._kind:#x}")
+        self._directory = directory
+
+    def open(self, inode: int) -> int:
+        """A descriptor to read the file through; OSError (ESTALE) where there is none."""
+        halves = (inode,) if self._kind == FILEID_INO32_GEN else (inode >> 32, inode & 0xFFFF_FFFF)
+        content = _HANDLE_CONTENT[self._kind].pack(*halves, 0)  # EROFS inodes are of generation 0
+        handle = ctypes.create_string_buffer(FILE_HANDLE.pack(len(content), self._kind) + content)
+        flags = ctypes.c_int(os.O_RDONLY | os.O_CLOEXEC)
+        return _checked(libc.open_by_handle_at(ctypes.c_int(self._directory), handle, flags))
 
 
 def syncfs(fd: int) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fetcher import kernel
 from fetcher.bitmap import FrameBitmap
+from fetcher.extents import EXTENTS, encode_extents
 from fetcher.model import LayerState
 from fetcher.registry import Origin
 from layerformat.annotations import LayerRef
@@ -72,6 +73,7 @@ class Layer:
             (draft / "fs").mkdir(mode=0o755)
             (draft / "index").write_bytes(index)
             (draft / "meta.erofs").write_bytes(metadata)
+            (draft / EXTENTS).write_bytes(encode_extents(opened.extents))
             with (draft / "tar").open("wb") as tar:
                 tar.truncate(frames.tar_size)
             write_reference(draft, ref, origins, sha256_digest(metadata))

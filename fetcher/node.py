@@ -66,6 +66,7 @@ class Fetcher:
         profile_store = ProfileStore(config.root / "profiles")
         self.profiles = Profiles(config.profiles, profile_store, self.client, self, self._tasks)
         self.touches.observer = self.profiles.touch
+        self.touches.readers_ahead = self.profiles.readers_ahead
 
     @property
     def _layers_dir(self) -> Path:
@@ -231,6 +232,7 @@ class Fetcher:
         layer = self._layers.get(digest)
         if layer is None:
             return
+        await self.profiles.releasing(digest)
         async with self._lock(digest):
             self._retained.discard(digest)
             self._stop_verifying(digest)
@@ -356,6 +358,11 @@ class Fetcher:
     def reports_reads(self) -> bool:
         """Whether the data plane sees what is read."""
         return self.plane.name != "eager"
+
+    @property
+    def tells_readers(self) -> bool:
+        """Whether the data plane knows which process reads."""
+        return self.plane.name == "fanotify"
 
     def layer(self, digest: Digest) -> Layer | None:
         """An admitted layer."""

@@ -23,6 +23,10 @@ class Node(Protocol):
     def reports_reads(self) -> bool:
         """Whether the data plane sees reads at all."""
 
+    @property
+    def tells_readers(self) -> bool:
+        """Whether the data plane knows which process reads."""
+
     def layer(self, digest: Digest) -> Layer | None:
         """An admitted layer."""
 

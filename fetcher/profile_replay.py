@@ -50,6 +50,9 @@ class Image:
 
 #: The fill of an image whose start is replayed waits for the start's end, but never longer than this after the pull.
 START_S = 30.0
+#: That end has come when nothing was read for so long. Of a program that finds its pages ready, no reads are seen.
+QUIET_S = 2.0
+WARM_QUIET_S = 5.0
 
 
 class Replay:
@@ -124,7 +127,8 @@ class Replay:
         frames = await asyncio.to_thread(wanted_frames, profile, tables)
         image.frames += len(frames)
         self._node.governor.prefetch((known[diff_id], number) for diff_id, number in frames)
-        self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), START_S)
+        quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
+        self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), at_most_s=START_S, quiet_s=quiet_s)
 
     async def watch(self, image: Image) -> None:
         """Wait for the layers to be used; when nothing has happened for a while, stop what nobody waits for."""

@@ -7,6 +7,7 @@ image passes through.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fetcher.layer import Layer
@@ -18,6 +19,7 @@ from fetcher.profile_replay import Image, Replay
 from fetcher.profile_store import ProfileStore, load_sound
 from fetcher.registry import RegistryClient
 from fetcher.tasks import TaskSet
+from fetcher.warming import Warming
 from layerformat.digest import Digest
 
 #: Announced images remembered; the oldest are forgotten first.
@@ -52,6 +54,7 @@ class Profiles:
         self._tasks = tasks
         self._replay = Replay(config, store, client, node)
         self._recorder = Recorder(config, store, client, node, tasks)
+        self._warming = Warming()
         self._images: dict[Digest, Image] = {}
 
     # What the node tells.
@@ -78,9 +81,24 @@ class Profiles:
                 await self._recorder.discard(image.manifest)
                 if self._config.replay:
                     await self._replay.start(image, image.profile)
+                    self._tasks.start(self._warm(image), f"warm {image.manifest[7:19]}")
             await self._replay.watch(image)
         finally:
             image.following = False
+
+    async def _warm(self, image: Image) -> None:
+        """Spare the program its first reads, unless somebody wants to see them."""
+        profile = image.profile
+        if profile is None or not self._config.warm or not self._node.tells_readers:
+            return
+        layers = [layer for ref in image.hint.layers if (layer := self._node.layer(ref.digest)) is not None]
+        if not any(self._recorder.wants(layer.digest) for layer in layers):
+            places = {layer.ref.diff_id: (layer.digest, layer.directory) for layer in layers}
+            await self._warming.run(image.manifest, profile, places)
+
+    def readers_ahead(self) -> Collection[int]:
+        """Processes whose reads are no program's."""
+        return self._warming.pids
 
     def retained(self, digest: Digest) -> None:
         """A snapshot uses the layer from now on."""
@@ -96,8 +114,12 @@ class Profiles:
                 if image.profile is None:
                     self._recorder.begin_automatically(image.manifest, image.hint)
 
+    async def releasing(self, digest: Digest) -> None:
+        """No snapshot uses the layer any more, and it is about to be unmounted."""
+        await self._warming.stop({digest})
+
     def released(self, digest: Digest) -> None:
-        """No snapshot uses the layer any more."""
+        """The layer is unmounted."""
         self._recorder.released(digest)
 
     def wants(self, digest: Digest) -> bool:
@@ -110,16 +132,18 @@ class Profiles:
 
     async def close(self) -> None:
         """Keep what was recorded so far."""
+        await self._warming.close()
         await self._recorder.close()
 
     # What people ask.
 
-    def start(self, manifest: Digest, hint: ImageHint | None, window_s: float | None = None) -> RecordingStarted:
+    async def start(self, manifest: Digest, hint: ImageHint | None, window_s: float | None = None) -> RecordingStarted:
         """Record from now on. ``hint`` is needed for an image that was not announced. Raises ProfileError."""
         image = self._images.get(manifest)
         found = hint or (image.hint if image is not None else None)
         if found is None or not found.layers:
             raise ProfileError("the image was not announced to this node, and none of its layers is named")
+        await self._warming.stop({ref.digest for ref in found.layers})
         return self._recorder.start(manifest, found, window_s)
 
     async def stop(self, manifest: Digest, *, keep: bool = True) -> Profile | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fetcher.layer import Layer
@@ -22,6 +22,7 @@ class Touch:
     offset: int
     count: int
     wait_ns: int = 0  # 0: not at all; -1: it still does
+    ahead: bool = False  # no program read it: it was brought into the page cache ahead of one
 
     def waits(self) -> None:
         """The bytes are not there."""
@@ -37,12 +38,13 @@ class TouchLog:
 
     def __init__(self) -> None:
         self.history: deque[Touch] = deque(maxlen=HISTORY)
-        self.observer: Callable[[Layer, int, int], None] | None = None  # told of every read: layer, offset, count
+        self.observer: Callable[[Layer, int, int], None] | None = None  # told of programs' reads: layer, offset, count
+        self.readers_ahead: Callable[[], Collection[int]] = tuple  # pids of those that read ahead of programs
 
-    def touch(self, layer: Layer, offset: int, count: int) -> Touch:
-        """A read is about to happen."""
-        touch = Touch(time.monotonic_ns(), layer.digest, offset, count)
+    def touch(self, layer: Layer, offset: int, count: int, pid: int = 0) -> Touch:
+        """A read is about to happen, by the process ``pid`` where that is known."""
+        touch = Touch(time.monotonic_ns(), layer.digest, offset, count, ahead=pid in self.readers_ahead())
         self.history.append(touch)
-        if self.observer is not None:
+        if self.observer is not None and not touch.ahead:
             self.observer(layer, offset, count)
         return touch

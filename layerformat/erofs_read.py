@@ -2,6 +2,7 @@
 
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from layerformat.entries import MAX_PATH_BYTES, Entry
 from layerformat.erofs import (
@@ -31,8 +32,18 @@ _FT_DIR = FT_BY_IFMT[stat.S_IFDIR]
 _DOTS = (b".", b"..")
 
 
-def validate_metadata(image: bytes, *, device_bytes: int) -> None:
+class Extent(NamedTuple):
+    """The blocks of the tar that a regular file with data occupies."""
+
+    first: int
+    blocks: int
+    nid: int  # of the file's inode
+
+
+def validate_metadata(image: bytes, *, device_bytes: int) -> list[Extent]:
     """FormatError unless `image` is one that our writer may have written for a tar of `device_bytes`.
+
+    Returns where the files' data are, in the order of the tar.
 
     Checked besides each structure by itself: the directories are a tree, links are counted, no two structures of the
     image share a byte and none is unaccounted for, no two files share a block of the tar. Work and memory are linear in
@@ -43,7 +54,9 @@ def validate_metadata(image: bytes, *, device_bytes: int) -> None:
         raise FormatError(
             f"EROFS super block: tar of {super_block.device_blocks} blocks, expected {device_bytes} bytes"
         )
-    _Survey(image, super_block).run()
+    survey = _Survey(image, super_block)
+    survey.run()
+    return survey.extents
 
 
 def read_metadata(image: bytes) -> Iterator[Entry]:
@@ -99,7 +112,7 @@ class _Survey:
         self._links: dict[int, int] = {}  # names of each inode that is no directory
         self._types: dict[int, int] = {}  # what those names say it is
         self._used: list[tuple[int, int]] = [(0, META_START)]  # bytes of the image
-        self._extents: list[tuple[int, int]] = []  # blocks of the tar
+        self.extents: list[Extent] = []
 
     def run(self) -> None:
         """FormatError at the first thing that is wrong."""
@@ -168,7 +181,7 @@ class _Survey:
         if stat.S_ISLNK(inode.i_mode):
             parse_symlink(self._image, place)
         elif inode.i_format == FORMAT_CHUNK and stat.S_ISREG(inode.i_mode):
-            self._extents.append(parse_chunk(self._image, place, self._super.device_blocks))
+            self.extents.append(Extent(*parse_chunk(self._image, place, self._super.device_blocks), nid))
         elif inode.i_format != FORMAT_PLAIN or inode.i_size:
             raise FormatError(f"EROFS inode {nid}: data that a file of this type cannot have")
         elif inode.i_u and not (stat.S_ISCHR(inode.i_mode) or stat.S_ISBLK(inode.i_mode)):
@@ -186,10 +199,11 @@ class _Survey:
 
     def _check_extents(self) -> None:
         free_from = 0
-        for first, count in sorted(self._extents):
+        self.extents.sort()
+        for first, blocks, _ in self.extents:
             if first < free_from:
                 raise FormatError(f"EROFS image: two files share block {first} of the tar")
-            free_from = first + count
+            free_from = first + blocks
 
     def _check_used(self) -> None:
         """No byte of the image twice, and zeros where nothing is."""

@@ -4,14 +4,15 @@ Payload of the index frame: header (96 bytes), EROFS metadata (compressed; raw i
 """
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import zstandard
 
 from layerformat.annotations import FORMAT_VERSION, LayerRef
 from layerformat.digest import DiffID, digest_from_raw, raw_digest, sha256_digest
-from layerformat.erofs_read import validate_metadata
+from layerformat.erofs_read import Extent, validate_metadata
 from layerformat.errors import FormatError
 from layerformat.frames import ROW, SKIPPABLE_HEADER, FrameTable
 
@@ -36,6 +37,8 @@ class Index:
     diff_id: DiffID
     frames: FrameTable
     metadata: bytes  # EROFS image (block size 4096), its one extra device is the uncompressed tar
+    #: Of an index that was decoded: where its files' data are, in the order of the tar. Follows from the metadata.
+    extents: Sequence[Extent] = field(default=(), compare=False, repr=False)
 
 
 def encode_index(index: Index) -> bytes:
@@ -58,8 +61,8 @@ def decode_index(data: bytes) -> Index:
     header = _parse_header(data)
     frames = _parse_frames(data, header)
     metadata = _decompress(data[HEADER.size : header.rows_at], header.metadata_size)
-    validate_metadata(metadata, device_bytes=header.tar_size)
-    return Index(diff_id=header.diff_id, frames=frames, metadata=metadata)
+    extents = validate_metadata(metadata, device_bytes=header.tar_size)
+    return Index(diff_id=header.diff_id, frames=frames, metadata=metadata, extents=extents)
 
 
 def frame_table(data: bytes) -> FrameTable:

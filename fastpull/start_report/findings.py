@@ -1,12 +1,12 @@
 """The figures of a start, and what they say should be changed. Pure."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastpull.amounts import in_bytes
-from fastpull.start_report.trace import FileMap, Trace, distinct_bytes, stalled_s
+from fastpull.start_report.trace import FileMap, Read, Trace, distinct_bytes, stalled_s
 from fastpull.status_view import ImageLines
 
 _SHOWN_FILES = 15
@@ -29,11 +29,14 @@ class FileUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileUse:
-    """Unpacked bytes: named by the replayed profile and read, read without being named, named and not read."""
+    """Unpacked bytes: named by the replayed profile and read, read without being named, named and not read.
+
+    The last cannot be known (None) where the profile was read ahead of the program: that finds its pages, unseen.
+    """
 
     hit_bytes: int
     missed_bytes: int
-    unread_bytes: int
+    unread_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,7 @@ class Findings:
     files: tuple[FileUse, ...]
     advice: tuple[str, ...]
     profile: ProfileUse | None = None
+    ahead_bytes: int = 0  # of `read_bytes`: brought into the page cache ahead of the program
 
     @property
     def used(self) -> float | None:
@@ -64,7 +68,7 @@ class Findings:
         """Everything, the reads included."""
         document = asdict(self)
         document["trace"]["reads"] = [list(asdict(read).values()) for read in self.trace.reads]
-        document["trace"]["columns"] = ["at_s", "layer", "offset", "count", "wait_s"]
+        document["trace"]["columns"] = ["at_s", "layer", "offset", "count", "wait_s", "ahead"]
         return {**document, "used": self.used}
 
 
@@ -81,14 +85,15 @@ class Inputs:
 
 def find(trace: Trace, inputs: Inputs) -> Findings:
     """The figures of one start."""
-    ranges = _by_layer(trace)
+    ranges = _by_layer(trace.reads)
+    ahead = _by_layer(read for read in trace.reads if read.ahead)
     read_bytes = sum(distinct_bytes(rows) for rows in ranges.values())
     waits = sum(read.waited for read in trace.reads)
     return Findings(
         image=inputs.lines.name,
         trace=trace,
         layers=inputs.lines,
-        reads=len(trace.reads),
+        reads=sum(not read.ahead for read in trace.reads),
         waits=waits,
         read_bytes=read_bytes,
         image_bytes=sum(layer.total_bytes for layer in inputs.lines.layers),
@@ -96,14 +101,15 @@ def find(trace: Trace, inputs: Inputs) -> Findings:
         fetched=inputs.fetched,
         wait_s=sum(max(read.wait_s, 0.0) for read in trace.reads),
         stalled_s=stalled_s(trace.reads, trace.seconds),
-        profile=None if inputs.named is None else _profile_use(ranges, inputs.named),
+        profile=None if inputs.named is None else _profile_use(ranges, inputs.named, seen=not ahead),
+        ahead_bytes=sum(distinct_bytes(rows) for rows in ahead.values()),
         files=_files(trace, inputs.files),
         advice=tuple(_advice(inputs, waits, read_bytes)),
     )
 
 
 def _profile_use(
-    read: Mapping[int, Sequence[tuple[int, int]]], named: Mapping[int, Sequence[tuple[int, int]]]
+    read: Mapping[int, Sequence[tuple[int, int]]], named: Mapping[int, Sequence[tuple[int, int]]], *, seen: bool
 ) -> ProfileUse:
     """How a start's reads and a profile's cover each other."""
     hit = read_bytes = named_bytes = 0
@@ -112,12 +118,12 @@ def _profile_use(
         of_ours, of_theirs = distinct_bytes(ours), distinct_bytes(theirs)
         hit += of_ours + of_theirs - distinct_bytes(ours + theirs)
         read_bytes, named_bytes = read_bytes + of_ours, named_bytes + of_theirs
-    return ProfileUse(hit_bytes=hit, missed_bytes=read_bytes - hit, unread_bytes=named_bytes - hit)
+    return ProfileUse(hit_bytes=hit, missed_bytes=read_bytes - hit, unread_bytes=named_bytes - hit if seen else None)
 
 
-def _by_layer(trace: Trace) -> Mapping[int, list[tuple[int, int]]]:
+def _by_layer(reads: Iterable[Read]) -> Mapping[int, list[tuple[int, int]]]:
     ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for read in trace.reads:
+    for read in reads:
         ranges[read.layer].append((read.offset, read.offset + read.count))
     return ranges
 

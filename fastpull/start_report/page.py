@@ -11,12 +11,13 @@ _WIDTH, _LEFT, _TOP = 900, 150, 8
 _ROW, _GAP = 34, 8
 _LEAST, _LEAST_WAIT = 2.0, 7.0  # a wait has to be seen, however little was read
 _BINS = 300
+_AHEAD_LEGEND = '<i style="background:var(--ahead)"></i>read by fastpull before the program asked'
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --soft: #57606a; --line: #d0d7de; --read: #2f81f7; --wait: #d1242f;
-        --paper: #ffffff; --card: #f6f8fa; }
+        --ahead: #8ab6a8; --paper: #ffffff; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --line: #3d444d; --read: #58a6ff;
-        --wait: #ff7b72; --paper: #0d1117; --card: #161b22; } }
+        --wait: #ff7b72; --ahead: #4f8a79; --paper: #0d1117; --card: #161b22; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1060px;
        margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
@@ -79,7 +80,7 @@ def _cards(findings: Findings) -> str:
     stalled = f"of {findings.trace.seconds:.1f} s: at least one read waited for the network"
     cards = [
         (f"{findings.stalled_s:.1f} s", stalled),
-        (in_bytes(findings.read_bytes), f"read, unpacked: {share}"),
+        (in_bytes(findings.read_bytes), f"read, unpacked: {share}{_ahead(findings)}"),
         (waits, f"of {findings.reads} reads had to wait for the network"),
         (in_bytes(sum(findings.fetched.values())), f"fetched, compressed: {_by_reason(findings)}"),
         (used or "–", "of the frames these reads lie in was read; frames are fetched whole"),
@@ -92,12 +93,20 @@ def _cards(findings: Findings) -> str:
     )
 
 
+def _ahead(findings: Findings) -> str:
+    if not findings.ahead_bytes:
+        return ""
+    return f"; {in_bytes(findings.ahead_bytes)} of it by fastpull, into the page cache before the program asked"
+
+
 def _profile_card(use: ProfileUse | None) -> tuple[str, str]:
     if use is None:
         return "–", "no profile was replayed"
     read = use.hit_bytes + use.missed_bytes
     share = f"{use.hit_bytes / read * 100:.0f} %" if read else "–"
-    rest = f"{in_bytes(use.missed_bytes)} read that it lacks, {in_bytes(use.unread_bytes)} named and not read"
+    rest = f"{in_bytes(use.missed_bytes)} read that it lacks"
+    if use.unread_bytes is not None:
+        rest += f", {in_bytes(use.unread_bytes)} named and not read"
     return share, f"of the bytes read were in the replayed profile; {rest}"
 
 
@@ -115,11 +124,13 @@ def _waterfall(findings: Findings) -> str:
     rows = [_row(findings, number, layer, seconds) for number, layer in enumerate(layers)]
     return (
         '<p class="note legend">Each row is a layer, the lowest first; a mark is as high as what was read then.'
-        '<i style="background:var(--read)"></i>was there<i style="background:var(--wait)"></i>had to wait</p>'
+        '<i style="background:var(--read)"></i>was there<i style="background:var(--wait)"></i>had to wait'
+        f"{_AHEAD_LEGEND if findings.ahead_bytes else ''}</p>"
         f'<div class="wide"><svg viewBox="0 0 {_WIDTH + _LEFT + 20} {height}" role="img" '
         f'aria-label="{_in_words(findings)}">'
         f"{''.join(rows)}{_axis(seconds, height - 20)}</svg></div>"
-        '<p class="note">What is read of a complete layer is the kernel\'s alone, and not shown.</p>'
+        '<p class="note">What is read of a complete layer, or finds its pages in the page cache, is the kernel\'s '
+        "alone, and not shown.</p>"
     )
 
 
@@ -127,7 +138,7 @@ def _in_words(findings: Findings) -> str:
     """The picture for who cannot see it: how many reads each layer had, and how many of them waited."""
     reads = findings.trace.reads
     told = [
-        f"layer {number}: {sum(r.layer == number for r in reads)} reads, "
+        f"layer {number}: {sum(r.layer == number and not r.ahead for r in reads)} reads, "
         f"{sum(r.layer == number and r.waited for r in reads)} waited"
         for number in range(len(findings.layers.layers))
     ]
@@ -136,26 +147,30 @@ def _in_words(findings: Findings) -> str:
 
 def _row(findings: Findings, number: int, layer: LayerLine, seconds: float) -> str:
     top = _TOP + number * (_ROW + _GAP)
-    there, waited = [0] * _BINS, [0] * _BINS
+    ahead, there, waited = [0] * _BINS, [0] * _BINS, [0] * _BINS
     for read in findings.trace.reads:
         if read.layer == number:
             place = min(int(read.at_s / seconds * _BINS), _BINS - 1)
-            (waited if read.waited else there)[place] += read.count
-    highest = max((a + b for a, b in zip(there, waited, strict=True)), default=0) or 1
+            (waited if read.waited else ahead if read.ahead else there)[place] += read.count
+    moments = list(zip(ahead, there, waited, strict=True))
+    highest = max(map(sum, moments), default=0) or 1
     label = f"layer {number}, {in_bytes(layer.size)}"
     base = f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{top + _ROW}" y2="{top + _ROW}" stroke="var(--line)"/>'
     text = f'<text x="{_LEFT - 10}" y="{top + _ROW - 6}" text-anchor="end">{label}</text>'
-    return base + text + "".join(_marks(there, waited, highest, top))
+    return base + text + "".join(_marks(moments, highest, top))
 
 
-def _marks(there: Sequence[int], waited: Sequence[int], highest: int, top: int) -> Iterable[str]:
+def _marks(moments: Sequence[tuple[int, int, int]], highest: int, top: int) -> Iterable[str]:
+    """What was read ahead, what was there and what had to wait, on top of each other."""
     step = _WIDTH / _BINS
-    for place, (calm, late) in enumerate(zip(there, waited, strict=True)):
+    kinds = (("--ahead", _LEAST), ("--read", _LEAST), ("--wait", _LEAST_WAIT))
+    for place, amounts in enumerate(moments):
         x, y = _LEFT + place * step, float(top + _ROW)
-        for amount, colour, least in ((calm, "--read", _LEAST), (late, "--wait", _LEAST_WAIT)):
+        share = 1 / max(1, sum(map(bool, amounts)))
+        for amount, (colour, least) in zip(amounts, kinds, strict=True):
             if amount:
                 # The square root keeps small reads visible beside large ones.
-                tall = max(least, _ROW * (amount / highest) ** 0.5 * (0.5 if calm and late else 1.0))
+                tall = max(least, _ROW * (amount / highest) ** 0.5 * share)
                 y -= tall
                 yield f'<rect x="{x:.1f}" y="{y:.1f}" width="{step:.1f}" height="{tall:.1f}" fill="var({colour})"/>'
 

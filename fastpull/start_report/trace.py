@@ -21,6 +21,7 @@ class Read:
     offset: int
     count: int
     wait_s: float = 0.0
+    ahead: bool = False  # not the program's: fastpull brought it into the page cache before the program asked
 
     @property
     def waited(self) -> bool:
@@ -81,7 +82,9 @@ def starts(touches: Mapping[str, Sequence[Touch]], layers: Sequence[str]) -> lis
 
 def _reads(group: Sequence[tuple[Touch, int]]) -> tuple[Read, ...]:
     begin = group[0][0].at_ns
-    return tuple(Read((t.at_ns - begin) / _NS, number, t.offset, t.count, t.wait_ns / _NS) for t, number in group)
+    return tuple(
+        Read((t.at_ns - begin) / _NS, number, t.offset, t.count, t.wait_ns / _NS, bool(t.ahead)) for t, number in group
+    )
 
 
 def stalled_s(reads: Iterable[Read], until_s: float) -> float:

@@ -115,3 +115,17 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
     assert "<app>" not in text and "/lib/a&lt;b&gt;.so" in text
     assert "2 × 12 ms" in text
     assert len(re.findall(r"<rect ", text)) == 3
+
+
+def test_what_was_read_ahead_is_told_apart() -> None:
+    [trace] = starts({LOW: [Touch(0, 0, 8192, 0, 1), Touch(SECOND, 8192, 4096, 0, 0)]}, [LOW])
+    image = ImageLines(name="app", namespace="d", digest="", layers=(line(LOW),))
+    named = {0: [(0, 8192), (65536, 69632)]}
+    found = find(trace, Inputs(lines=image, files={}, frame_bytes=16384, fetched={}, named=named))
+    assert (found.reads, found.read_bytes, found.ahead_bytes) == (1, 12288, 8192)
+    # Which of the pages that were ready the program used is the kernel's secret.
+    assert found.profile == ProfileUse(hit_bytes=8192, missed_bytes=4096, unread_bytes=None)
+    text = page(found)
+    assert "before the program asked" in text
+    assert "named and not read" not in text
+    assert "var(--ahead)" in text

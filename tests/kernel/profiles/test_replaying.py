@@ -1,0 +1,161 @@
+"""Profiles replayed over a real kernel; no start fails or waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+
+from fetcher import profile_registry
+from fetcher.model import FetcherConfig, LayerState, ProfilesConfig
+from fetcher.profile import MEDIA_TYPE, Profile, Read, encode_profile
+from fetcher.profile_store import ProfileStore
+from layerformat.digest import DiffID, Digest
+from tests.harness.fake_registry import FakeRegistry
+from tests.harness.fake_server import Fault
+from tests.harness.layers import TestLayer
+from tests.kernel.profiles.image import (
+    Image,
+    another,
+    any_profile,
+    node,
+    prefetched,
+    pulled,
+    recorded,
+    served,
+    start,
+    until,
+)
+
+pytestmark = pytest.mark.root
+
+
+async def test_replayed_on_another_node_before_anyone_asks(config: FetcherConfig, image: Image) -> None:
+    profile = await recorded(config, image)
+    async with node(another(config)) as fetcher:
+        await profile_registry.push(fetcher.client, image.origin, image.manifest, profile)
+        del image.registry.requests[:]
+        fetcher.announce(image.hint)
+        await until(lambda: prefetched(fetcher) == image.compressed_bytes(profile))
+        order = {what: number for number, what in enumerate(image.frames(profile))}
+        requests = image.requests()
+        assert [order[what] for what in requests] == sorted(order[what] for what in requests)
+        await pulled(fetcher, image)
+        await start(fetcher, image)
+        status = fetcher.status()
+        assert status.faults == 0
+        assert sum(status.fetched_bytes.values()) == image.compressed_bytes(profile)
+        assert (await fetcher.profiles.status())[0].source == "registry"
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_the_profile_comes_before_the_rest(config: FetcherConfig, image: Image) -> None:
+    profile = await recorded(config, image)
+    other = replace(another(config), background_fill=True)
+    ProfileStore(other.root / "profiles").save(image.manifest, profile)
+    async with node(other) as fetcher:
+        del image.registry.requests[:]
+        fault = image.registry.fault(Fault(path="/blobs/", delay_s=0.05, times=None))
+        await pulled(fetcher, image)
+        await until(lambda: prefetched(fetcher) > 0.9 * image.compressed_bytes(profile))
+        image.registry.faults.remove(fault)
+        await start(fetcher, image)
+        await until(lambda: all(layer.state is LayerState.COMPLETE for layer in fetcher.status().layers), 60)
+        named = set(image.frames(profile))
+        kinds = [what in named for what in image.requests()]
+        # Filling may have begun before the profile was found, by one request.
+        assert sorted(kinds[1:], reverse=True) == kinds[1:]
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_a_registry_without_the_referrers_api(config: FetcherConfig, layers: dict[str, TestLayer]) -> None:
+    async with FakeRegistry(referrers_api=False) as registry:
+        image = served(registry, layers)
+        profile = await recorded(config, image)
+        async with node(another(config)) as fetcher:
+            await profile_registry.push(fetcher.client, image.origin, image.manifest, profile)
+            fetcher.announce(image.hint)
+            await until(lambda: prefetched(fetcher) == image.compressed_bytes(profile))
+
+
+def changed(profile: Profile, what: str) -> bytes:
+    """A profile that is no good."""
+    document = json.loads(encode_profile(profile))
+    match what:
+        case "corrupt":
+            return encode_profile(profile)[:-100]
+        case "foreign":
+            document["layers"][0] = "sha256:" + "0" * 64
+        case "later":
+            document["version"] = 2
+        case "stale":
+            document["reads"] = [[0, 1 << 40, 4096]]
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+@pytest.mark.parametrize("what", ["corrupt", "foreign", "later", "stale"])
+@pytest.mark.parametrize("where", ["local", "registry"])
+async def test_a_profile_that_is_no_good_is_ignored_with_one_line(
+    config: FetcherConfig, image: Image, what: str, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = changed(any_profile(image), what)
+    if where == "local":
+        directory = config.root / "profiles"
+        directory.mkdir(parents=True)
+        (directory / f"{image.manifest.removeprefix('sha256:')}.json").write_bytes(body)
+    async with node(replace(config, profiles=ProfilesConfig(record="off"))) as fetcher:
+        if where == "registry":
+            subject = (await fetcher.client.manifest(image.origin, image.manifest)).descriptor
+            await fetcher.client.push_referrer(image.origin, subject, MEDIA_TYPE, body, MEDIA_TYPE, {})
+        await pulled(fetcher, image)
+        await until(lambda: not fetcher.profiles._images[image.manifest].following)
+        assert capsys.readouterr().out.count("profile_ignored") == 1
+        assert prefetched(fetcher) == 0
+        await start(fetcher, image)
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_a_start_does_not_wait_for_a_slow_registry(config: FetcherConfig, image: Image) -> None:
+    image.registry.fault(Fault(path="/referrers/", delay_s=30, times=None))
+    quick = replace(config, profiles=ProfilesConfig(lookup_timeout_s=1))
+    async with asyncio.timeout(15), node(quick) as fetcher:
+        await pulled(fetcher, image)
+        await start(fetcher, image)
+        await until(lambda: not fetcher.profiles._images[image.manifest].following)
+        assert await fetcher.profiles.stop(image.manifest) is not None
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_an_image_that_is_not_used_after_all_is_given_up(config: FetcherConfig, image: Image) -> None:
+    impatient = replace(config, profiles=ProfilesConfig(unused_timeout_s=0.3))
+    everything = tuple(Read(number, 0, len(layer.tar)) for number, layer in enumerate(image.layers.values()))
+    profile = replace(any_profile(image), reads=everything)
+    ProfileStore(config.root / "profiles").save(image.manifest, profile)
+    async with node(impatient) as fetcher:
+        image.registry.fault(Fault(path="/blobs/", skip=2, times=None, piece_bytes=8192, piece_delay_s=0.05))
+        fetcher.announce(image.hint)
+        await until(lambda: prefetched(fetcher) > 0)
+        await until(lambda: not fetcher.profiles._images[image.manifest].following)
+        received = prefetched(fetcher)
+        await asyncio.sleep(0.4)
+        assert prefetched(fetcher) == received < image.compressed_bytes(profile)
+        # Pulled again, it is what it would have been.
+        image.registry.faults.clear()
+        await pulled(fetcher, image)
+        await until(lambda: prefetched(fetcher) >= received + 1000)
+        await start(fetcher, image)
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_a_layer_that_cannot_be_had_does_not_hold_up_the_other(config: FetcherConfig, image: Image) -> None:
+    lower = image.layers["lower"].ref
+    lost = replace(lower, digest=Digest("sha256:" + "1" * 64), diff_id=DiffID("sha256:" + "2" * 64))
+    hint = replace(image.hint, layers=(lost, image.layers["upper"].ref))
+    profile = replace(any_profile(image), layers=(lost.diff_id, image.layers["upper"].ref.diff_id))
+    ProfileStore(config.root / "profiles").save(image.manifest, profile)
+    async with node(config) as fetcher:
+        fetcher.announce(hint)
+        await until(lambda: prefetched(fetcher) > 0)
