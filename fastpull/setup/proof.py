@@ -182,7 +182,9 @@ def _look(proof: Proof, namespace: str, chain_id: str) -> None:
     metadata, key = in_namespace(namespace), "fastpull-proof"
     with channel(str(proof.containerd_address)) as connected:
         snapshots = snapshots_pb2_grpc.SnapshotsStub(connected)
-        view = snapshots_pb2.ViewSnapshotRequest(snapshotter=proof.snapshotter, key=key, parent=chain_id)
+        # Nothing refers to it: garbage collection, which runs after a pull, would take it from under us.
+        root = {"containerd.io/gc.root": "proof"}
+        view = snapshots_pb2.ViewSnapshotRequest(snapshotter=proof.snapshotter, key=key, parent=chain_id, labels=root)
         remove = snapshots_pb2.RemoveSnapshotRequest(snapshotter=proof.snapshotter, key=key)
         try:
             mounts = snapshots.View(view, timeout=_RPC_TIMEOUT_S, metadata=metadata).mounts

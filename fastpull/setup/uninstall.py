@@ -14,7 +14,7 @@ from fastpull.setup.background import end, listener
 from fastpull.setup.files import changed_since, installed, interrupted, uninstall
 from fastpull.setup.install import Installation, Say, put_back_interrupted
 from fastpull.setup.leavings import DATA, clear
-from fastpull.setup.readers import Reader, readers
+from fastpull.setup.readers import Reader, readers, through_fuse
 from fastpull.setup.services import Services
 from fetcher import kernel
 from fetcher.teardown import keeper_pid
@@ -118,7 +118,8 @@ def _check_readers(wanted: Uninstallation) -> None:
     every = readers(wanted.root, wanted.run_dir)
     unfinished = [one for one in every if one.unfinished]
     if unfinished and not wanted.force:
-        message = f"{_named(unfinished)} still read{'s' * (len(unfinished) == 1)} layers that are not complete"
+        which = "through fastpull's FUSE mount" if through_fuse(wanted.run_dir) else "that are not complete"
+        message = f"{_named(unfinished)} still read{'s' * (len(unfinished) == 1)} layers {which}"
         hint = "remove them (fastpull clean --containers --force), or wait for fastpull status; with --force they hang"
         raise Failure(message, hint=hint, code=ExitCode.NOT_PERMITTED)
     if every and wanted.purge:

@@ -6,6 +6,7 @@
 | `images` | sample images: a busybox base, every kind of entry, one big file |
 | `trees` | what a tree looks like in every attribute, to compare a lazy container with an ordinary one |
 | `skips` | which skips are declared |
+| `clean_machine` | a machine of its own, with systemd or without, for what is done as root at `/` |
 | `fake_registry` | a registry in this process, scriptable to misbehave |
 
 The fixtures (`workspace`, `registry`, `link`, `slow_registry`, `daemon`, `containerd`, `release`,

@@ -58,6 +58,12 @@ def lives(pid: int) -> bool:
         return False
 
 
+def wait_complete(machine: Machine) -> None:
+    """Until every layer is here and verified."""
+    layers = machine.root / "layers"
+    wait_until(lambda: all((layer / "verified").exists() for layer in layers.iterdir()), what="the image", timeout_s=30)
+
+
 def contents(machine: Machine) -> dict[str, bytes]:
     return {name: (machine.scratch / name).read_bytes() for name in files_of(machine) if name.endswith(".toml")}
 
@@ -233,19 +239,33 @@ def test_a_container_whose_layers_are_complete_outlives_the_uninstallation(machi
     machine.setup()
     image = fastpull.push_converted()
     fastpull("run", "-d", "--net=host", "--name", "busy", image, "sleep", "600")
-    layers = machine.root / "layers"
-    wait_until(
-        lambda: len(list(layers.glob("*/verified"))) == len(list(layers.iterdir())), what="the image", timeout_s=30
-    )
+    wait_complete(machine)
     expected = fastpull.containerd.nerdctl("exec", "busy", "sha256sum", "/noise")
     if through_fuse(machine.run_dir):
-        return  # what was mounted through the session needs it for good
+        fastpull.containerd.nerdctl("rm", "-f", "busy")
+        return  # the next test is about that
     assert "would take the files" in machine.setup("--uninstall", "--purge", status=ExitCode.NOT_PERMITTED)
     machine.setup("--uninstall")
     assert not machine.run_dir.exists()
     Path("/proc/sys/vm/drop_caches").write_text("1")
     assert fastpull.containerd.nerdctl("exec", "busy", "sha256sum", "/noise") == expected
     fastpull.containerd.nerdctl("rm", "-f", "busy")
+
+
+@only_current
+def test_through_fuse_complete_layers_need_the_daemon_too(machine: Machine) -> None:
+    """What was mounted through the session goes through it for good: to end it would fail every read."""
+    fastpull = machine.fastpull
+    machine.configure('[fetcher]\ndata_plane = "fuse"\n')
+    machine.setup()
+    image = fastpull.push_converted()
+    fastpull("run", "-d", "--net=host", "--name", "busy", image, "sleep", "600")
+    wait_complete(machine)
+    refused = machine.setup("--uninstall", status=ExitCode.NOT_PERMITTED)
+    assert "still reads layers through fastpull's FUSE mount" in refused
+    fastpull.containerd.nerdctl("rm", "-f", "busy")
+    machine.setup("--uninstall")
+    assert not machine.run_dir.exists() and not mounts.below(machine.root)
 
 
 @only_current
