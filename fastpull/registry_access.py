@@ -33,7 +33,7 @@ def open_client(plain_http: Sequence[str]) -> RegistryClient:
 def _log_to_stderr() -> None:
     """Standard output is for the result alone; what the registry client retries is of interest only when it fails."""
     level = structlog.make_filtering_bound_logger(logging.WARNING)
-    structlog.configure(wrapper_class=level, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(wrapper_class=level, logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 async def image_manifests(

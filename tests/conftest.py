@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from fastpull.lab import tools
 from fastpull.lab.daemon import daemon_config
@@ -87,6 +88,13 @@ def _refuse_undeclared(report: pytest.TestReport | pytest.CollectReport) -> None
 
 
 # Nothing is left behind
+
+
+@pytest.fixture(autouse=True)
+def default_logging() -> Iterator[None]:
+    """A command that runs in the test's own process says how logs are written for as long as that runs; undone here."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
