@@ -69,7 +69,10 @@ def space(workspace: Workspace) -> Workspace:
     return workspace
 
 
-@pytest.fixture(params=[Init.SYSTEMD, Init.SCRIPT])
+INITS = [Init.SYSTEMD, Init.SCRIPT] if Path("/lib/systemd/systemd").exists() else [Init.SCRIPT]
+
+
+@pytest.fixture(params=INITS)
 def init(request: pytest.FixtureRequest) -> Init:
     chosen: Init = request.param
     return chosen
