@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import math
 import os
 import time
 from collections import OrderedDict
@@ -35,6 +36,8 @@ BUSY_S = 0.2
 #: For so long after it, another burst of them is.
 QUIET_S = 2.0
 HOLD_CHECK_S = 0.25
+#: The longest that a start keeps the fill waiting: what always waits for reads is to become local, too.
+START_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +67,7 @@ class Governor:
         self._blocked_until: dict[str, float] = {}
         self._free_checked = (0.0, True)
         self.fault_count = 0
-        self._busy_until = 0.0
+        self._busy_until = self._start_began = -math.inf
         self._recheck: asyncio.TimerHandle | None = None
         self.fault_wait_s = 0.0
 
@@ -124,6 +127,8 @@ class Governor:
         self.fault_count += 1
         if queue.add_waiter(numbers, waiter):
             # A reader at the fill's own front is served best by a fill at full speed.
+            if waiter.since > self._busy_until + QUIET_S:
+                self._start_began = waiter.since
             self._busy_until = waiter.since + BUSY_S
         self._pump()
 
@@ -200,13 +205,16 @@ class Governor:
         return few and self._prefetching_bytes < self._config.prefetch_bytes
 
     def _fill_limits(self) -> tuple[int, int]:
-        if self._active[Priority.FAULT] or time.monotonic() < self._busy_until:
+        now = time.monotonic()
+        starting = now < self._busy_until + QUIET_S
+        if starting and now < self._start_began + START_S:
+            self._pump_after(HOLD_CHECK_S)
+            return 0, 0
+        if self._active[Priority.FAULT] or now < self._busy_until:
             self._pump_after(BUSY_S)
             return self._config.busy_streams, self._config.busy_run_bytes
-        if time.monotonic() < self._busy_until + QUIET_S:
-            # A start computes for a while between two bursts of reads: the next one is not to stand behind 16 MiB.
-            return self._config.streams, self._config.hint_run_bytes
-        return self._config.streams, self._config.run_bytes
+        # A program computes for a while between two bursts of reads: the next one is not to stand behind 16 MiB.
+        return self._config.streams, self._config.hint_run_bytes if starting else self._config.run_bytes
 
     def _next_fault(self) -> Run | None:
         now = time.monotonic()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from fetcher import profile_registry
+from fetcher.governor import QUIET_S, START_S
 from fetcher.layer import Layer
 from fetcher.model import ImageHint, LayerUnavailable, ProfilesConfig
 from fetcher.profile import Profile, ProfileError, wanted_frames
@@ -48,10 +49,7 @@ class Image:
         return any(ref.digest == digest for ref in self.hint.layers)
 
 
-#: The fill of an image whose start is replayed waits for the start's end, but never longer than this after the pull.
-START_S = 30.0
-#: That end has come when nothing was read for so long. Of a program that finds its pages ready, no reads are seen.
-QUIET_S = 2.0
+#: The same where the program finds its pages ready, and no reads of it are seen.
 WARM_QUIET_S = 5.0
 
 
