@@ -14,12 +14,15 @@ PATIENCE_S = 5.0
 
 
 def teardown(root: Path, run: Path) -> list[Path]:
-    """Unmount everything at and below ``root`` and ``run``, then end the keeper. Blocks; idempotent.
+    """Unmount everything below ``root`` and ``run``, then end the keeper. Blocks; idempotent.
+
+    The two may be mounts themselves, a disk for the cache say: those stay.
 
     Call it with the daemon stopped and no container left: the mounts go first, since whoever could still read from one
     would get zeros once the keeper is gone. Returns what was unmounted. Raises OSError for a mount that is busy.
     """
-    found = [mount for top in (run, root) if top.exists() for mount in kernel.mounts_below(top)]
+    tops = [Path(os.path.realpath(top)) for top in (run, root)]
+    found = [mount for top in tops if top.exists() for mount in kernel.mounts_below(top) if mount[0] not in tops]
     for point in (point for point, kind in found if kind == "fuse"):
         # By force: this ends the session. Pages whose readers were killed may still wait for its answers, and the
         # mounts above could not go before them. Whoever still reads gets errors, not zeros.

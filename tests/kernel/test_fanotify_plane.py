@@ -232,10 +232,13 @@ async def test_readers_wait_while_the_registry_is_away(
         fault = registry.fault(Fault(path="/blobs/", status=503, times=None))
         reader = asyncio.ensure_future(read(files / "dir/9"))
         await until(lambda: fetcher.status().layers[0].waiting == 1)
-        await asyncio.sleep(0.5)
-        assert not reader.done()
-        registry.faults.remove(fault)
+        try:
+            await until(lambda: bool(fetcher.status().layers[0].last_error))
+            assert not reader.done()
+        finally:
+            registry.faults.remove(fault)
         assert await reader == layer.files["dir/9"]
+        await until(lambda: fetcher.status().layers[0].last_error is None)
 
 
 async def test_lies_about_the_index_admit_nothing(

@@ -100,6 +100,13 @@ async def test_a_reader_is_told_and_room_heals_it(config: FetcherConfig, layer: 
         assert await digest_of(files / "big") == hashlib.sha256(layer.files["big"]).hexdigest()
 
 
+def test_teardown_leaves_a_disk_of_its_own_mounted(disk: Path, config: FetcherConfig) -> None:
+    """The cache may be one, and the operator mounted it."""
+    assert disk in config.root.parents or disk == config.root
+    assert teardown(disk, config.run) == []
+    assert disk.is_mount()
+
+
 async def test_a_reader_waits_for_room(config: FetcherConfig, layer: TestLayer, disk: Path) -> None:
     patient = replace(config, governor=replace(config.governor, fault_deadline_s=60))
     async with mounted(patient, layer) as (fetcher, files):
