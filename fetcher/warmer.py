@@ -169,10 +169,14 @@ def warm(order: Mapping[str, Any]) -> int:
 
 
 def main() -> int:
-    """The program."""
-    with suppress(TimeoutError):
-        print(warm(json.load(sys.stdin)))
-    return 0
+    """The program. On standard output: ``{"bytes": N}``, or ``{"error": WHY}`` and status 1."""
+    try:
+        told: dict[str, object] = {"bytes": warm(json.load(sys.stdin))}
+    except (OSError, ValueError) as error:  # TimeoutError is one of the former
+        told = {"error": str(error) or "nothing came for a while"}
+    with suppress(OSError):  # whoever wanted to know is gone
+        os.write(sys.stdout.fileno(), json.dumps(told).encode())
+    return int("error" in told)
 
 
 if __name__ == "__main__":

@@ -57,8 +57,8 @@ class Warming:
             output, _ = await process.communicate(json.dumps(order).encode())
         finally:
             await self._end(process)
-        told = output.decode().strip()
-        log.info("warmed", manifest=manifest, bytes=int(told) if told else None, status=process.returncode)
+        # What was ended on the way says nothing.
+        log.info("warmed", manifest=manifest, **(json.loads(output) if output else {}))
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
         if process.returncode is None:
