@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -33,6 +34,9 @@ _TRACEBACK = re.compile(r"Traceback \(most recent call last\)|\"exception\": ?\"
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "expected_traceback(reason): the daemon's log may hold tracebacks")
     config.addinivalue_line("markers", "leaks_checked: compare what exists before and after, as for root and system")
+    # A shell's background job inherits an ignored SIGINT, and would pass it on to commands that tests interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if RUN_MARK not in os.environ:
         # Short: unix sockets live below. Not tmpfs: see fastpull.lab.workspace.
         os.environ[RUN_MARK] = secrets.token_hex(8)

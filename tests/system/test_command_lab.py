@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,15 @@ class CommandLine:
         return {**os.environ, **own, "PATH": self.containerd.release.path(), "COLUMNS": "160"}
 
     def __call__(
-        self, *arguments: str, status: int | None = 0, stdin: str = "", more: Mapping[str, str] | None = None
+        self,
+        *arguments: str,
+        status: int | None = 0,
+        stdin: str = "",
+        more: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end; fails the test if the exit status is not `status`."""
-        argv = [FASTPULL, *arguments]
+        """Run to the end, under `prefix` if there is one; fails the test if the exit status is not `status`."""
+        argv = [*prefix, FASTPULL, *arguments]
         env = {**self.env(), **(more or {})}
         done = subprocess.run(
             argv, env=env, input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False

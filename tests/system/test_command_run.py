@@ -1,6 +1,7 @@
 """`fastpull run` through real nerdctl, containerd and runc."""
 
 import json
+import re
 import signal
 import subprocess
 import threading
@@ -229,3 +230,19 @@ def test_a_cold_lazy_start_fetches_again(fastpull: CommandLine) -> None:
         fastpull("run", *where, image, "sha256sum", "/noise")
         fetched.append(sum(fastpull.status()["fetched_bytes"].values()))
     assert fetched[0] > 2 << 20 and fetched[1] >= 2 * fetched[0] * 0.9
+
+
+@only_current
+def test_who_may_not_reach_containerd_is_told_so(fastpull: CommandLine, tmp_path: Path) -> None:
+    """Nothing seen of a container is not its completion."""
+    image, results = fastpull.push(), tmp_path / "o.json"
+    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    # The tests' own Python may lie where only root may look; containerd's socket is not opened by that.
+    nobody += [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]
+    for mode in (["--benchmark-mode", "completion", "--output-json", str(results)], []):
+        refused = fastpull("run", "--mode", "normal", HOST, *mode, image, "true", status=None, prefix=nobody)
+        assert refused.returncode != 0
+        assert "SUMMARY" not in refused.stdout + refused.stderr
+        assert re.search(r"permission denied|must be root|rootless|sudo", refused.stderr, re.IGNORECASE), refused.stderr
+        assert not results.exists()
+    assert fastpull.containers() == []
