@@ -49,9 +49,10 @@ class Blob:
         """Seconds of STREAMS ranged requests at a time, each into a file of its own."""
         step = -(-self.size // STREAMS)
         parts = [f"{start}-{min(start + step, self.size) - 1}" for start in range(0, self.size, step)]
+        # Each by its number: `wait -n` fails where all have ended before it is called.
         script = (
-            'url=$1; to=$2; shift 2; for part; do curl -sfS -r "$part" -o "$to/$part" "$url" & done; '
-            "for part; do wait -n || exit 1; done"
+            'url=$1; to=$2; shift 2; for part; do curl -sfS -r "$part" -o "$to/$part" "$url" & all="$all $!"; done; '
+            "for one in $all; do wait $one || exit 1; done"
         )
         return _timed([script], self.url, str(scratch), *parts)
 
