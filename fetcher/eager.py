@@ -68,7 +68,7 @@ class EagerPlane:
             arrived: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self._governor.demand(layer, [first], partial(_settle, arrived))
             if error := await arrived:
-                raise OSError(error, f"{os.strerror(error)}: {layer.last_error}", os.fspath(layer.tar_path))
+                raise OSError(error, f"{os.strerror(error)}: {layer.trouble}", os.fspath(layer.tar_path))
 
     async def unmount(self, layer: Layer) -> None:
         """The files stay until the layer is evicted. Only another plane's mount over them is taken away."""

@@ -65,7 +65,6 @@ class Governor:
         self._running: set[Run] = set()
         self._transfers = Transfers(client, config.decode_workers, arrived=self._arrived)
         self._blocked_until: dict[str, float] = {}
-        self._failures: dict[str, str] = {}
         self._free_checked = (0.0, True)
         self.fault_count = 0
         self._busy_until = self._start_began = -math.inf
@@ -323,7 +322,7 @@ class Governor:
         if failure is not None:
             self._handle_failure(run, queue, failure)
         else:
-            self._forget_failure(run.layer)
+            run.layer.source_error = None
             queue.requeue_waiting()
         if run.layer.present.complete:
             self._on_complete(run.layer)
@@ -346,18 +345,13 @@ class Governor:
         if run.layer.digest not in self._queues:
             return
         layer = run.layer
-        layer.last_error = self._failures[layer.digest] = str(failure)
+        layer.source_error = str(failure)
         log.warning("run_failed", layer=layer.digest, frames=[f.number for f in run.frames[:4]], error=str(failure))
         numbers = [frame.number for frame in run.frames if frame.number not in layer.present]
         self._reply(queue.fail_waiters(self._given_up(queue, numbers, failure)), _errno_of(failure))
         if not isinstance(failure, SourceFailure) or failure.down:
             self._blocked_until[layer.digest] = time.monotonic() + self._config.retry_interval_s
         asyncio.get_running_loop().call_later(self._config.retry_interval_s, self._retry, queue)
-
-    def _forget_failure(self, layer: Layer) -> None:
-        """What failed works again. An error of another kind stays: that a source lied, say."""
-        if layer.last_error == self._failures.pop(layer.digest, None):
-            layer.last_error = None
 
     def _given_up(self, queue: LayerQueue, numbers: list[int], failure: SourceFailure | OSError) -> list[int]:
         if isinstance(failure, SourceFailure):

@@ -48,7 +48,8 @@ class Layer:
         verified = self._verified_path.exists() and self.present.complete
         self.state = LayerState.COMPLETE if verified else LayerState.IDLE
         self.present_bytes = sum(frames[n].length for n in range(len(frames)) if n in self.present)
-        self.last_error: str | None = None
+        self.last_error: str | None = None  # for good: a source lied, the whole is not what it should be
+        self.source_error: str | None = None  # why the last fetch failed; gone when one works
         self.inode = self.tar_path.stat().st_ino
         self.fill_fd = -1
         self.watched = False  # its reads are to be seen though it is complete; decided when it is mounted
@@ -143,6 +144,11 @@ class Layer:
             if self.fill_fd >= 0:
                 os.close(self.fill_fd)
                 self.fill_fd = -1
+
+    @property
+    def trouble(self) -> str | None:
+        """What there is to say of it."""
+        return self.source_error or self.last_error
 
     def absent(self, offset: int, count: int) -> list[int]:
         """Numbers of the frames that bytes [offset, offset + count) need and that are not present."""

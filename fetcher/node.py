@@ -441,7 +441,7 @@ class Fetcher:
             waiting=self.governor.waiting(layer.digest),
             origins=tuple(f"{origin.host}/{origin.repository}" for origin in layer.origins),
             fetched_bytes=self.governor.fetched(layer.digest),
-            last_error=layer.last_error,
+            last_error=layer.trouble,
         )
 
 

@@ -132,7 +132,6 @@ class Profiles:
 
     async def close(self) -> None:
         """Keep what was recorded so far."""
-        await self._warming.close()
         await self._recorder.close()
 
     # What people ask.

@@ -92,11 +92,9 @@ def _merged(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 class Mounted:
     """A layer's mount, its files by inode number, and which of its frames are there."""
 
-    def __init__(self, source: Source, present: PresentBits, fd: int) -> None:
-        self._source = source
+    def __init__(self, present: PresentBits, directory: int) -> None:
         self._present = present
-        self._fd = fd
-        self._opener = kernel.InodeOpener(fd)
+        self._opener = kernel.InodeOpener(directory)
         self._files: OrderedDict[int, int] = OrderedDict()
 
     @classmethod
@@ -106,7 +104,7 @@ class Mounted:
         while (source.directory / "fs").stat().st_dev == outside:
             patience.wait()
         fd = os.open(source.directory / "fs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        return cls(source, PresentBits(source.directory, len(source.frames)), fd)
+        return cls(PresentBits(source.directory, len(source.frames)), fd)
 
     def has(self, frame: int) -> bool:
         """Whether the frame's bytes are in the layer file."""
@@ -135,8 +133,7 @@ class Patience:
 
     def __init__(self) -> None:
         self._parent = os.getppid()
-        self._until = 0.0
-        self.renew()
+        self._until = time.monotonic() + PATIENCE_S
 
     def renew(self) -> None:
         """Something happened."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -20,16 +19,15 @@ log = structlog.get_logger(__name__)
 
 #: Of the memory that is free or can be, the share that may be filled for one start.
 MEMORY_SHARE: Final = 4
-#: A process at a time for an image, and so many altogether.
+#: At a time; a start that finds no room reads for itself.
 MAX_PROCESSES: Final = 4
 
 
 class Warming:
-    """The processes that read ahead. Used on the event loop only."""
+    """The processes that read ahead. Used on the event loop only; cancelling `run` ends its process."""
 
     def __init__(self) -> None:
         self._running: dict[asyncio.subprocess.Process, frozenset[Digest]] = {}
-        self._closed = False
 
     @property
     def pids(self) -> Collection[int]:
@@ -38,7 +36,7 @@ class Warming:
 
     async def run(self, manifest: Digest, profile: Profile, directories: Mapping[DiffID, tuple[Digest, Path]]) -> None:
         """Read what the profile names of these layers, as it comes; returns when that has ended, however it did."""
-        if self._closed or len(self._running) >= MAX_PROCESSES or not directories:
+        if len(self._running) >= MAX_PROCESSES or not directories:
             return
         order = {
             "layers": [str(directories[each][1]) if each in directories else None for each in profile.layers],
@@ -73,17 +71,8 @@ class Warming:
             if not layers.isdisjoint(digests):
                 await self._end(process)
 
-    async def close(self) -> None:
-        """End everything."""
-        self._closed = True
-        for process in list(self._running):
-            await self._end(process)
-
 
 def _available_bytes() -> int:
-    """MemAvailable of /proc/meminfo (proc(5)); what can be had at once where that is not told."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """MemAvailable of /proc/meminfo, proc(5)."""
+    rows = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return next(int(rest.split()[0]) * 1024 for name, _, rest in rows if name == "MemAvailable")

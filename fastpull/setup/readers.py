@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fetcher import kernel
+
 _LAYER = re.compile(r"(?:^|(?P<root>.*)/)layers/(?P<layer>[0-9a-f]{16})/fs$")
 # containerd's shim mounts a container's root at <state>/<namespace>/<id>/rootfs.
 _BUNDLE = re.compile(r"/([^/]+)/([^/]+)/rootfs$")
@@ -48,7 +50,7 @@ def readers(root: Path, run: Path) -> list[Reader]:
         if layers_of(overlay, top) or (overlay.upper or "").startswith(f"{top}/snapshots/"):
             by_device.setdefault(overlay.device, []).append(overlay)
     served = through_fuse(run)
-    mounted = {point for point, _ in _points()}
+    mounted = {str(point) for point, _ in kernel.mounts_below(Path(top, "layers"))}
     return sorted((_reader(group, top, mounted, served=served) for group in by_device.values()), key=str)
 
 
@@ -85,7 +87,7 @@ def _has_entries(directory: Path) -> bool:
 
 def through_fuse(run: Path) -> bool:
     """Whether the node's FUSE session is mounted."""
-    return (str(Path(os.path.realpath(run)) / "fuse"), "fuse") in _points()
+    return (Path(os.path.realpath(run)) / "fuse", "fuse") in kernel.mounts_below(run)
 
 
 def layers_of(overlay: Overlay, top: str) -> list[str]:
@@ -139,9 +141,3 @@ def parse(text: str, pid: int) -> Iterator[Overlay]:
 
 def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
-
-
-def _points() -> list[tuple[str, str]]:
-    """(mount point, type) of this process's mount namespace."""
-    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-    return [(_unescaped((fields := line.split(" "))[4]), fields[fields.index("-") + 1]) for line in lines]

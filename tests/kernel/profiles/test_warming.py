@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from fetcher.extents import EXTENTS
-from fetcher.model import FetcherConfig, LayerState, LayerUnavailable
+from fetcher.model import FetcherConfig, LayerState
 from fetcher.node import Fetcher
 from fetcher.profile_store import ProfileStore
 from fetcher.touches import Touch
@@ -75,9 +73,10 @@ async def test_it_can_be_turned_off(config: FetcherConfig, image: Image) -> None
 
 async def test_a_recording_ends_it_and_sees_the_program(config: FetcherConfig, image: Image) -> None:
     await recorded(config, image)
-    async with node(another(config)) as fetcher:
+    other = another(config)
+    async with node(other) as fetcher:
         # All of the lower layer, which is long in coming: the reading ahead is under way when the recording begins.
-        ProfileStore(another_root(config)).save(image.manifest, any_profile(image))
+        ProfileStore(other.root / "profiles").save(image.manifest, any_profile(image))
         fault = image.registry.fault(Fault(path="/blobs/", skip=2, delay_s=0.5, times=None))
         await pulled(fetcher, image)
         await until(lambda: bool(fetcher.profiles.readers_ahead()))
@@ -88,10 +87,6 @@ async def test_a_recording_ends_it_and_sees_the_program(config: FetcherConfig, i
         profile = await fetcher.profiles.stop(image.manifest)
         assert profile is not None
         assert profile.touched_bytes >= sum(end - begin for begin, end in (tar_range(image, name) for name in READ))
-
-
-def another_root(config: FetcherConfig) -> Path:
-    return config.root.parent.with_name("b") / "root" / "profiles"
 
 
 async def test_a_layer_is_let_go_in_the_middle_of_it(config: FetcherConfig, image: Image) -> None:
@@ -140,8 +135,4 @@ async def test_the_rest_is_filled_when_the_program_has_been_quiet(config: Fetche
     async with node(replace(config, background_fill=True)) as fetcher:
         await mounted(fetcher, image)
         await start(fetcher, image)
-        began = time.monotonic()
-        await until(lambda: all(layer.state is LayerState.COMPLETE for layer in fetcher.status().layers), 30)
-        assert time.monotonic() - began < 20
-        with pytest.raises(LayerUnavailable):
-            await fetcher.evict(image.layers["upper"].ref.digest)
+        await until(lambda: all(layer.state is LayerState.COMPLETE for layer in fetcher.status().layers), 20)
