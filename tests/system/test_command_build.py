@@ -14,7 +14,7 @@ from fastpull.lab import tools
 from fastpull.lab.buildkit import Buildkitd
 from fastpull.lab.process import run
 from fastpull.lab.registry import free_port
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
+from tests.harness import Registry, Workspace
 from tests.system.test_command_lab import CommandLine
 
 pytestmark = [
@@ -41,11 +41,6 @@ RUN --mount=type=secret,id=word,target=/word busybox wc -c < /word > /length
 RUN busybox head -c 16 /dev/urandom > /stamp
 CMD ["sh", "-c", "echo $GREETING $STAGE $(busybox cat /length) $(busybox cat /word)"]
 """
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
 from tests.system.test_command_lab import CommandLine
 
 pytestmark = [
@@ -10,11 +9,6 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.parametrize("release", ["current"], indirect=True),
 ]
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from fastpull.lab.process import run
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
 from tests.system.test_command_lab import FASTPULL, CommandLine
 
 pytestmark = [
@@ -20,11 +19,6 @@ pytestmark = [
 ]
 # A hint names the program that this machine has.
 STARTED_BY = "systemctl start fastpull" if Path("/run/systemd/system").is_dir() else "sudo fastpull setup starts it"
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
 
 
 def test_status_tells_lazy_from_ordinary_and_why(fastpull: CommandLine) -> None:

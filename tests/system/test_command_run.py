@@ -13,17 +13,11 @@ from pathlib import Path
 import pytest
 
 from fastpull.lab.registry import free_port
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
 from tests.system.test_command_lab import CommandLine, end
 
 pytestmark = [pytest.mark.system, pytest.mark.root]
 only_current = pytest.mark.parametrize("release", ["current"], indirect=True)
 HOST = "--net=host"
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
 
 
 def server(port: int, delay_s: float) -> list[str]:

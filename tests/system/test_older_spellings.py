@@ -6,7 +6,6 @@ import pytest
 
 from fastpull.exit_codes import ExitCode
 from fastpull.lab.registry import free_port
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
 from tests.system.test_command_lab import CommandLine
 
 pytestmark = [
@@ -15,11 +14,6 @@ pytestmark = [
     pytest.mark.parametrize("release", ["current"], indirect=True),
 ]
 HOST = "--net=host"
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
 
 
 def converted(fastpull: CommandLine, image: str) -> str:

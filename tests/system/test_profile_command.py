@@ -9,7 +9,6 @@ import pytest
 
 from fastpull.daemon_client import ask
 from fetcher.profile import Profile, decode_profile
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
 from tests.harness.images import MIB
 from tests.system.test_command_lab import CommandLine
 
@@ -19,11 +18,6 @@ pytestmark = [
     pytest.mark.parametrize("release", ["current"], indirect=True),
 ]
 HOST = "--net=host"
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
 
 
 def run_dir(fastpull: CommandLine) -> list[str]:

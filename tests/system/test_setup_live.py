@@ -12,18 +12,13 @@ from fastpull.lab.process import LabError, wait_until
 from fastpull.setup.background import end, listener
 from fastpull.setup.readers import through_fuse
 from fetcher.teardown import keeper_pid
-from tests.harness import Daemon, PrivateContainerd, Registry, Workspace
+from tests.harness import Daemon
 from tests.harness.images import MIB
 from tests.system.setup_machine import Machine, machine_of
 from tests.system.test_command_lab import CommandLine
 
 pytestmark = [pytest.mark.system, pytest.mark.root]
 only_current = pytest.mark.parametrize("release", ["current"], indirect=True)
-
-
-@pytest.fixture
-def fastpull(workspace: Workspace, registry: Registry, daemon: Daemon, containerd: PrivateContainerd) -> CommandLine:
-    return CommandLine(workspace, containerd, daemon, registry)
 
 
 @pytest.fixture
