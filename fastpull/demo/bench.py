@@ -5,9 +5,11 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from fastpull.benchmark import Start, Until, measure
 from fastpull.cold import drop_page_cache
@@ -78,6 +80,20 @@ class WatchedNerdctl(Nerdctl):
         return Nerdctl.argv(self, *arguments, snapshotter=snapshotter)
 
 
+class ProxyDaemon(Protocol):
+    """The daemon of a snapshotter. `proxy` is its socket and its root."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def proxy(self) -> tuple[Path, Path]: ...
+
+
+D = TypeVar("D", bound=ProxyDaemon)
+# Of the name of a directory in the workspace, and of containerd's socket.
+Launch = Callable[[str, Path], AbstractContextManager[D]]
+
+
 class Bench:
     """Images are pushed once; `cold_start` and `node` may be called any number of times."""
 
@@ -125,16 +141,31 @@ class Bench:
     @contextlib.contextmanager
     def node(self, mode: Mode) -> Iterator["Node"]:
         """A containerd and a daemon that know nothing yet, as `mode` wants them; then gone with what they stored."""
+        config = daemon_config(self.registry) + mode.daemon_config
+
+        def launch(name: str, containerd: Path) -> Daemon:
+            return Daemon(self.workspace, containerd_address=containerd, config=config, name=name)
+
+        with self._pair(mode, "fastpull", launch) as (daemon, containerd):
+            yield Node(self.link, daemon, containerd)
+
+    @contextlib.contextmanager
+    def host(self, mode: Mode, launch: Launch[D]) -> Iterator["Host"]:
+        """As `node`, with the daemon of the snapshotter that `mode` names."""
+        with self._pair(mode, mode.snapshotter, launch) as (daemon, containerd):
+            yield Host(self.link, daemon.pid, containerd)
+
+    @contextlib.contextmanager
+    def _pair(self, mode: Mode, snapshotter: str, launch: Launch[D]) -> Iterator[tuple[D, Containerd]]:
         self._nodes += 1
         names = f"c{self._nodes}", f"f{self._nodes}"
         address = self.workspace.path / names[0] / "c.sock"
-        config = daemon_config(self.registry) + mode.daemon_config
         try:
             with (
-                Daemon(self.workspace, containerd_address=address, config=config, name=names[1]) as daemon,
-                self._containerd(names[0], daemon, mode) as containerd,
+                launch(names[1], address) as daemon,
+                self._containerd(names[0], {snapshotter: daemon.proxy}, mode) as containerd,
             ):
-                yield Node(self.link, daemon, containerd)
+                yield daemon, containerd
         finally:
             if not self.workspace.keep:
                 for name in names:
@@ -145,7 +176,7 @@ class Bench:
         drop_page_cache()
         self.registry.warm()
 
-    def _containerd(self, name: str, daemon: Daemon, mode: Mode) -> Containerd:
+    def _containerd(self, name: str, proxies: Mapping[str, tuple[Path, Path]], mode: Mode) -> Containerd:
         # containerd's environment is the workspace's; what a mode adds must not stay for the next.
         plain = dict(self.workspace.env)
         self.workspace.env.update(mode.containerd_environment)
@@ -153,7 +184,7 @@ class Bench:
             return Containerd(
                 self.workspace,
                 self.release(),
-                proxies={"fastpull": daemon.proxy},
+                proxies=proxies,
                 hosts_dir=self.registry.hosts_dir(),
                 name=name,
             )
@@ -162,46 +193,37 @@ class Bench:
             self.workspace.env.update(plain)
 
 
-class Node:
-    """One containerd and one daemon; starts on it share what they store."""
+class Host:
+    """One containerd and one snapshotter's daemon, process `pid`; starts on it share what they store."""
 
-    def __init__(self, link: ShapedLink, daemon: Daemon, containerd: Containerd) -> None:
+    def __init__(self, link: ShapedLink, pid: int, containerd: Containerd) -> None:
         self.link = link
-        self.daemon = daemon
+        self.pid = pid
         self.containerd = containerd
 
     def start(self, mode: Mode, workload: Workload) -> Observed:
-        """Start the workload once, and wait until every byte is local. The container is gone then."""
+        """Start the workload once, and wait until no more comes over the link. The container is gone then."""
         nerdctl = self._nerdctl()
-        pid = self.daemon.pid
-        idle = cost_of(pid)
+        idle = cost_of(self.pid)
         wanted = _start(mode, workload, free_port())
-        with Sampler(self.link.received_bytes) as traffic, Sampler(CpuCounter(pid)) as cpu:
+        with Sampler(self.link.received_bytes) as traffic, Sampler(CpuCounter(self.pid)) as cpu:
             try:
                 sample = asyncio.run(measure(nerdctl, wanted))
             except Exception as problem:
                 log = (self.containerd.dir / "nerdctl.log").read_text(errors="replace")[-2000:]
                 raise LabError(f"{mode.name}: {problem}\n{log}") from problem
             ended_s = time.monotonic()
-            if mode.snapshotter == "fastpull":
-                # Between a start whose reads were known before and the filling of the rest nothing comes for a while.
-                self.wait_local()
+            # Between a start whose reads were known before and the filling of the rest nothing comes for a while.
+            self.wait_local()
             if not traffic.wait_quiet(quiet_s=QUIET_S, timeout_s=READY_LIMIT_S):
                 raise LabError(f"{mode.name}: the registry is still being read after {READY_LIMIT_S} s")
         requested_s = nerdctl.requested_s[0]
-        start = _evaluate(mode, sample, traffic.curve, requested_s, idle, cost_of(pid))
+        start = _evaluate(mode, sample, traffic.curve, requested_s, idle, cost_of(self.pid))
         cpu_s = (cpu.curve.at(requested_s + start.ready_s) - cpu.curve.at(requested_s)) / CpuCounter.UNITS_PER_S
         return Observed(start=start, cpu_to_ready_s=cpu_s, requested_s=requested_s, ended_s=ended_s)
 
     def wait_local(self) -> None:
-        """Until the daemon has all of every layer it knows. Raises `LabError` when the time is over."""
-        deadline = time.monotonic() + READY_LIMIT_S
-        while time.monotonic() < deadline:
-            layers = asyncio.run(ask(self.daemon.run_dir / "admin.sock")).layers.values()
-            if all(layer.present_bytes == layer.tar_bytes for layer in layers):
-                return
-            time.sleep(STATUS_PERIOD_S)
-        raise LabError(f"not every byte is local after {READY_LIMIT_S} s")
+        """Nothing: only fastpull's daemon tells when it has every byte."""
 
     def _nerdctl(self) -> WatchedNerdctl:
         """nerdctl as `measure` calls it, its output in a file: containers' ids are no part of the demo."""
@@ -213,6 +235,24 @@ class Node:
         quiet.chmod(0o755)
         log.touch()
         return WatchedNerdctl(binary=quiet, options=tuple(options))
+
+
+class Node(Host):
+    """A host of fastpull's."""
+
+    def __init__(self, link: ShapedLink, daemon: Daemon, containerd: Containerd) -> None:
+        super().__init__(link, daemon.pid, containerd)
+        self.daemon = daemon
+
+    def wait_local(self) -> None:
+        """Until the daemon has all of every layer it knows. Raises `LabError` when the time is over."""
+        deadline = time.monotonic() + READY_LIMIT_S
+        while time.monotonic() < deadline:
+            layers = asyncio.run(ask(self.daemon.run_dir / "admin.sock")).layers.values()
+            if all(layer.present_bytes == layer.tar_bytes for layer in layers):
+                return
+            time.sleep(STATUS_PERIOD_S)
+        raise LabError(f"not every byte is local after {READY_LIMIT_S} s")
 
 
 class CpuCounter:

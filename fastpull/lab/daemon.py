@@ -83,10 +83,7 @@ class Daemon:
     def start(self) -> None:
         """Start and wait for the socket; a socket file that a dead daemon left does not count."""
         self._service.start()
-        self._service.wait_ready(self._listening, timeout_s=30)
-
-    def _listening(self) -> bool:
-        return any(line.split()[-1] == str(self.address) for line in _listening_sockets())
+        self._service.wait_ready(lambda: listening(self.address), timeout_s=30)
 
     def stop(self, *, timeout_s: float = 15) -> None:
         """SIGTERM: a clean stop. The mounts and the keeper stay, and containers go on."""
@@ -130,7 +127,7 @@ class Daemon:
         self.left += [f"mount on {point}" for point in teardown(self.root, self.run_dir) if str(point) not in by_design]
 
 
-def _listening_sockets() -> list[str]:
-    """Lines of /proc/net/unix whose socket accepts connections: flags 00010000 (__SO_ACCEPTCON), with a path."""
-    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
-    return [line for line in lines if line.split()[3] == "00010000" and "/" in line]
+def listening(address: Path) -> bool:
+    """Whether a process accepts connections on a unix socket: flags 00010000 (__SO_ACCEPTCON) in /proc/net/unix."""
+    fields = (line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:])
+    return any(line[3] == "00010000" and line[-1] == str(address) for line in fields)

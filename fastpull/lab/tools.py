@@ -30,10 +30,16 @@ def search_path() -> str:
 
 def find(name: str) -> Path:
     """Path of a program. Raises `LabError` with what provides it."""
-    found = shutil.which(name, path=search_path())
+    found = find_optional(name)
     if found is None:
         raise LabError(f"{name} not found: `make tools` sets up what the laboratory needs")
-    return Path(found)
+    return found
+
+
+def find_optional(name: str) -> Path | None:
+    """Path of a program that need not be there."""
+    found = shutil.which(name, path=search_path())
+    return Path(found) if found else None
 
 
 def find_system(name: str) -> Path | None:
