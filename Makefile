@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench proto proto-check dist clean tools venv
+.PHONY: help demo test check bench rivals proto proto-check dist clean tools venv
 
 PYTHON := .venv/bin/python
 SETUP := deploy/dev/setup.sh
@@ -33,6 +33,9 @@ check: venv ## linters and types, as the tests run them
 
 bench: tools ## compare with overlayfs; writes bench-results/
 	$(PYTHON) -m tests.bench $(ARGS)
+
+rivals: tools ## build other lazy snapshotters, which `make bench` then starts too
+	@$(SETUP) rivals
 
 proto: venv ## generate the gRPC stubs from proto/
 	$(PYTHON) proto/generate.py

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Sets up what the tests, the demo and the benchmarks need: setup.sh packages|venv|tools|all.
+# Sets up what the tests, the demo and the benchmarks need: setup.sh packages|venv|tools|all. `rivals` is apart: other
+# lazy snapshotters, which only benchmarks start.
 #
 # Each step leaves a stamp in .tools/stamps that names its input; a step whose stamp fits does nothing. No service of
 # the host is started, enabled or changed, and nothing is written outside the checkout but Debian packages.
@@ -46,10 +47,11 @@ unpacked() {
     return 1
 }
 
+# Lists of packages.txt: those to install, those to unpack.
 step_packages() {
     local missing=() apart=() name
-    for name in $(listed install); do installed "$name" || missing+=("$name"); done
-    for name in $(listed unpack); do unpacked "$name" || apart+=("$name"); done
+    for name in $(listed "$1"); do installed "$name" || missing+=("$name"); done
+    for name in $(listed "$2"); do unpacked "$name" || apart+=("$name"); done
     have_venv || missing+=(python3 python3-venv)
     [[ ${#missing[@]} -gt 0 || ${#apart[@]} -gt 0 ]] || return 0
     command -v apt-get >/dev/null || { say "this set-up needs Debian; missing: ${missing[*]} ${apart[*]}"; return 1; }
@@ -93,9 +95,10 @@ go_fits() {
     [[ $(printf '%s\n' "$2" "${have#go}" | sort -V | head -1) == "$2" ]]
 }
 
+# A Go for every module of a directory.
 find_go() {
     local want
-    want=$(awk '$1 == "go" { print $2 }' "$here/tools/runtime/go.mod")
+    want=$(awk '$1 == "go" { print $2 }' "$1"/*/go.mod | sort -V | tail -1)
     local candidate
     for candidate in "$(PATH=${PATH//$tools\/go:/} command -v go || true)" /usr/local/go/bin/go "$tools/go-wheel/go/bin/go"; do
         [[ -n $candidate && -x $candidate ]] && go_fits "$candidate" "$want" && { echo "$candidate"; return; }
@@ -106,37 +109,46 @@ find_go() {
     echo "$tools/go-wheel/go/bin/go"
 }
 
-modules() { basename -a "$here"/tools/*/; }
-module_stamp() { stamp_of "$here/tools/$1/go.mod" "$here/tools/$1/go.sum"; }
+module_stamp() { find "$1" -maxdepth 1 -type f | LC_ALL=C sort | xargs cat | stamp_of -; }
 
-# The packages a module's "tool" block names.
-tool_packages() { "$1" mod edit -json | python3 -c 'import json, sys; print(*(t["Path"] for t in json.load(sys.stdin)["Tool"]))'; }
+# The packages a module's "tool" block names, or its own.
+packages_of() {
+    "$1" mod edit -json |
+        python3 -c 'import json, sys; print(*[t["Path"] for t in json.load(sys.stdin)["Tool"] or []] or ["."])'
+}
 
 build_module() {
-    local go=$1 name=$2 want
-    want=$(module_stamp "$name")
-    fresh "go-$name" "$want" && return 0
-    say "programs of deploy/dev/tools/$name (a few minutes the first time)"
+    local go=$1 directory=$2 cgo=$3 want
+    want=$(module_stamp "$directory")
+    fresh "go-${directory##*/}" "$want" && return 0
+    say "programs of ${directory#"$top/"} (a few minutes the first time)"
     (
-        cd "$here/tools/$name"
-        export GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOWORK=off CGO_ENABLED=0
+        cd "$directory"
+        export GOTOOLCHAIN=local GOFLAGS=-mod=readonly GOWORK=off CGO_ENABLED=$cgo
         # shellcheck disable=SC2046
-        nice "$go" build -trimpath -ldflags '-s -w' -o "$tools/bin/" $(tool_packages "$go")
+        nice "$go" build -trimpath -ldflags '-s -w' -o "$tools/bin/" $(packages_of "$go")
     )
-    seal "go-$name" "$want"
+    seal "go-${directory##*/}" "$want"
 }
 
 step_tools() {
-    local name stale=""
-    for name in $(modules); do
-        fresh "go-$name" "$(module_stamp "$name")" || stale=1
+    local directory stale=""
+    for directory in "$here"/tools/*; do
+        fresh "go-${directory##*/}" "$(module_stamp "$directory")" || stale=1
     done
     # Go itself is kept at hand too: one test suite is written in it.
     [[ -n $stale || ! -e $tools/go/go ]] || return 0
     local go
-    go=$(find_go)
+    go=$(find_go "$here/tools")
     ln -sfn "$go" "$tools/go/go"
-    for name in $(modules); do build_module "$go" "$name"; done
+    for directory in "$here"/tools/*; do build_module "$go" "$directory" 0; done
+}
+
+step_rivals() {
+    local directory go
+    go=$(find_go "$here/rivals")
+    # SOCI's index of gzip is C.
+    for directory in "$here"/rivals/*; do build_module "$go" "$directory" 1; done
 }
 
 need_root() {
@@ -144,12 +156,13 @@ need_root() {
 }
 
 case ${1:-all} in
-packages) need_root && step_packages ;;
+packages) need_root && step_packages install unpack ;;
 venv) step_venv ;;
 tools) step_tools ;;
-all) need_root && step_packages && step_venv && step_tools ;;
+all) need_root && step_packages install unpack && step_venv && step_tools ;;
+rivals) need_root && step_packages rivals none && step_venv && step_rivals ;;
 *)
-    say "usage: setup.sh [packages|venv|tools|all]"
+    say "usage: setup.sh [packages|venv|tools|all|rivals]"
     exit 2
     ;;
 esac

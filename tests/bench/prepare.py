@@ -3,9 +3,9 @@
 import asyncio
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastpull.demo.bench import CONVERT_TIMEOUT_S, Bench, Mode, Workload
@@ -17,6 +17,7 @@ from fastpull.lab.workspace import Workspace
 from fetcher import profile_registry
 from fetcher.profile import decode_profile
 from fetcher.registry import Reference, RegistryClient, RegistryConfig
+from tests.bench import rivals
 from tests.bench.admin import ask
 from tests.bench.images import TAG, kept
 from tests.bench.setting import Setting
@@ -29,7 +30,10 @@ _RECORDING = "[profiles]\nwindow_s = 3000.0\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """References in the registry; `layout` is the converted image on this disk. The last three need a profile."""
+    """References in the registry; `layout` is the converted image on this disk.
+
+    `profiled`, `along` and `touched` need a profile; `rivals` are other snapshotters' own, by their names.
+    """
 
     layout: Layout
     plain: str
@@ -37,6 +41,7 @@ class Prepared:
     profiled: str = ""
     along: str = ""
     touched: Touched | None = None
+    rivals: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -91,6 +96,21 @@ def push(bench: Bench, setting: Setting, image: Layout) -> Prepared:
     with full_rate(bench):
         plain = bench.push(str(image), "bench/plain:1")
         return Prepared(layout=lazy, plain=plain, converted=bench.push(str(lazy), "bench/fastpull:1"))
+
+
+def push_rivals(bench: Bench, setting: Setting, prepared: Prepared, image: Layout) -> Prepared:
+    """The image in the format of every rival that is wanted and found."""
+    pushed = {}
+    for rival in rivals.ALL:
+        if not setting.wants(rival.name):
+            continue
+        if absent := rivals.missing(rival):
+            setting.say(f"{rival.name}: left out, not on PATH: {', '.join(absent)}")
+            continue
+        setting.say(f"converting for {rival.name}")
+        with full_rate(bench):
+            pushed[rival.name] = rivals.push(bench, setting.cache, image, rival, prepared.plain)
+    return replace(prepared, rivals=pushed)
 
 
 def learn(bench: Bench, setting: Setting, prepared: Prepared, workload: Workload, *, along: bool) -> Prepared:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastpull.lab.network import LinkShape
+from tests.bench import rivals
 from tests.bench.table import Figure, Row, Target, figure
 from tests.bench.touched import Touched
 from tests.bench.trials import Trial
@@ -47,6 +48,8 @@ class StartRows:
             yield from self._plain(mode)
         for mode in OURS:
             yield from self._costs(mode)
+        for rival in rivals.ALL:
+            yield from self._rival(rival.name)
 
     def limit(self) -> Figure | None:
         """The longer of: the same start with everything local and warm; the bytes it touches over the link."""
@@ -115,4 +118,22 @@ class StartRows:
                     what=f"{mode}: {what}",
                     ours=figure(ours, unit, scale=scale),
                     target=target,
+                )
+
+    def _rival(self, mode: str) -> Iterator[Row]:
+        """Another snapshotter's start, beside ours from an image without a profile."""
+        for metric, what, unit, scale in (
+            ("ready_s", "time to ready", "s", 1.0),
+            ("container_start_s", "time to container start", "s", 1.0),
+            ("bytes_to_ready", "bytes fetched to ready", "MB", MB),
+            ("cpu_to_ready_s", "daemon CPU to ready", "s", 1.0),
+        ):
+            theirs, ours = self._of(mode, metric), self._of("fastpull", metric)
+            if theirs:
+                yield Row(
+                    workload=self.title,
+                    what=f"{mode}: {what}",
+                    ours=figure(theirs, unit, scale=scale),
+                    base=figure(ours, unit, scale=scale) if ours else None,
+                    base_name="fastpull",
                 )

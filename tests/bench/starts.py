@@ -7,10 +7,10 @@ from typing import Any
 
 from fastpull.demo.bench import Bench, Mode, Workload
 from fastpull.demo.image import Layout
-from tests.bench import steady, trials
+from tests.bench import rivals, steady, trials
 from tests.bench.images import demo_server_image, imports_image, torch_image
 from tests.bench.next_version import NextVersion
-from tests.bench.prepare import Prepared, laboratory, learn, push
+from tests.bench.prepare import Prepared, laboratory, learn, push, push_rivals
 from tests.bench.setting import Setting
 from tests.bench.start_rows import StartRows
 from tests.bench.table import Row
@@ -28,6 +28,7 @@ MODES = (
     "fastpull-profile",
     "fastpull-along",
     "eager",
+    *(rival.name for rival in rivals.ALL),
     "local",
     "next",
 )
@@ -53,7 +54,7 @@ class ServerStarts:
     def run(self, setting: Setting) -> Outcome:
         image = self.image(setting)
         with laboratory(setting) as bench:
-            prepared = push(bench, setting, image)
+            prepared = push_rivals(bench, setting, push(bench, setting, image), image)
             # The limit needs to know what a start touches, so the recording is made for every choice of modes but one.
             if any(map(setting.wants, _LEARNT | {"fastpull"})):
                 prepared = learn(bench, setting, prepared, self.workload(), along=setting.wants("fastpull-along"))
@@ -86,7 +87,7 @@ def all_modes(prepared: Prepared) -> list[Mode]:
     modes += [_lazy("fastpull", prepared.converted), _lazy("eager", prepared.converted, eager)]
     modes += [_lazy("fastpull-profile", prepared.profiled)] if prepared.profiled else []
     modes += [_lazy("fastpull-along", prepared.along)] if prepared.along else []
-    return modes
+    return modes + [Mode(name=name, snapshotter=name, reference=where) for name, where in prepared.rivals.items()]
 
 
 def _full(name: str, reference: str, environment: Mapping[str, str]) -> Mode:

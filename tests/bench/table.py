@@ -112,7 +112,7 @@ class Report:
     def table(self) -> Table:
         caption = f"Linux {self.machine.kernel}, {self.machine.cores} cores; median of {self.runs} (least to greatest)"
         table = Table(title="fastpull benchmarks", caption=caption)
-        for title in ("workload", "figure", "base", "fastpull", "ratio", "target", ""):
+        for title in ("workload", "figure", "base", "measured", "ratio", "target", ""):
             table.add_column(title, justify="right" if title == "ratio" else "left")
         for row in self.rows:
             base = f"{row.base_name}: {row.base.told()}" if row.base else ""

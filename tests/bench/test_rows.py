@@ -83,6 +83,14 @@ def test_what_was_not_measured_gives_no_row() -> None:
     assert not [what for what, base in found if base in ("limit", "overlayfs")]
 
 
+def test_a_rival_is_held_against_the_start_without_a_profile() -> None:
+    found = rows(trial("fastpull", 10), trial("fastpull-profile", 5), trial("stargz", 25, cpu_s=3))
+    row = found["stargz: time to ready", "fastpull"]
+    assert (row.ratio, row.target) == (2.5, None)
+    assert found["stargz: daemon CPU to ready", "fastpull"].ratio == 3
+    assert not [what for what, _ in found if what.startswith("soci")]
+
+
 def test_absolute_targets() -> None:
     found = rows(trial("fastpull-along", 6, cpu_s=4.5))
     assert found["fastpull-along: daemon CPU to ready", ""].met is False

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastpull.cold import drop_page_cache
-from fastpull.demo.bench import Bench, Mode, Node, Observed, Workload, in_turn
+from fastpull.demo.bench import Bench, Host, Mode, Node, Observed, Workload, in_turn
 from fastpull.demo.image import Say
 from fastpull.demo.results import ColdStart
 from fastpull.lab.process import wait_until
+from tests.bench import rivals
 from tests.bench.admin import ask
 
 MB = 1e6
@@ -39,8 +40,10 @@ class Trial:
             f"{self.mode:>22}: started {start.container_start_s:6.2f} s, ready {start.ready_s:6.2f} s with "
             f"{start.bytes_to_ready / MB:6.0f} MB, all {start.bytes_total / MB:6.0f} MB at {start.complete_s:6.2f} s"
         )
+        if self.cpu_to_ready_s:
+            text += f"; CPU {self.cpu_to_ready_s:.1f} s"
         if self.events or self.faults:
-            text += f"; CPU {self.cpu_to_ready_s:.1f} s, {self.faults} waits of {self.fault_wait_s:.1f} s in all"
+            text += f", {self.faults} waits of {self.fault_wait_s:.1f} s in all"
         return text
 
     def to_json(self) -> dict[str, Any]:
@@ -54,9 +57,9 @@ def _thinned(curve: list[Any], most: int = 600) -> list[Any]:
     return curve[:-1:step] + curve[-1:]
 
 
-def trial(node: Node, mode: Mode, seen: Observed) -> Trial:
-    """A start with what the daemon says of it."""
-    fetcher = ask(node.daemon.run_dir, "/v1/status")["fetcher"] or {}
+def trial(host: Host, mode: Mode, seen: Observed) -> Trial:
+    """A start with what fastpull's daemon says of it."""
+    fetcher = (ask(host.daemon.run_dir, "/v1/status")["fetcher"] if isinstance(host, Node) else None) or {}
     return Trial(
         mode=mode.name,
         start=seen.start,
@@ -71,9 +74,9 @@ def trial(node: Node, mode: Mode, seen: Observed) -> Trial:
 def cold(bench: Bench, modes: Sequence[Mode], workload: Workload, runs: int, say: Say) -> Iterator[Trial]:
     """Each mode `runs` times, in turn, from nothing."""
     for mode in in_turn(modes, runs):
-        with bench.node(mode) as node:
+        with rivals.host(bench, mode) as host:
             bench.make_cold()
-            result = trial(node, mode, node.start(mode, workload))
+            result = trial(host, mode, host.start(mode, workload))
         say(result.told())
         yield result
 
