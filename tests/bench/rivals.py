@@ -4,6 +4,7 @@ Their daemons are no part of this project: what is not on PATH is left out (`mak
 """
 
 import hashlib
+import json
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,23 @@ from fastpull.lab.process import LabError, Service, run
 from fastpull.lab.workspace import kill_all
 from tests.bench.images import kept
 
+# What nydus-snapshotter ships as nydusd-config.fusedev.json, but for `scheme`.
+_NYDUSD = {
+    "device": {
+        "backend": {
+            "type": "registry",
+            "config": {"scheme": "http", "timeout": 5, "connect_timeout": 5, "retry_limit": 2},
+        },
+        "cache": {"type": "blobcache"},
+    },
+    "mode": "direct",
+    "digest_validate": False,
+    "iostats_files": False,
+    "enable_xattr": True,
+    "amplify_io": 1 << 20,
+    "fs_prefetch": {"enable": True, "threads_count": 8, "merging_size": 1 << 20, "prefetch_all": True},
+}
+
 
 class Rival(Protocol):
     """A snapshotter. By its `name` nerdctl knows which labels it needs; it is the mode's name too."""
@@ -27,15 +45,11 @@ class Rival(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def daemon(self) -> str:
-        """The program that takes --address, --root and --config."""
+    def programs(self) -> tuple[str, ...]:
+        """The daemon, which takes --address, --root and --config; what makes its format; what else it needs."""
 
-    @property
-    def converter(self) -> str:
-        """The program that makes its format."""
-
-    def config(self, registry: str, containerd: Path) -> str:
-        """The daemon's TOML: what no default can know."""
+    def config(self, directory: Path, registry: str, containerd: Path) -> str:
+        """The daemon's TOML: what no default can know. Other files that it names are written to `directory`."""
 
     def convert(self, bench: Bench, image: Layout, reference: str, made: Path) -> None:
         """Write the image, which the registry has as `reference`, in this snapshotter's format to a new OCI layout."""
@@ -50,54 +64,82 @@ def _plain_http(registry: str, mirror: str) -> str:
     return f'[[resolver.host."{registry}".mirrors]]\nhost = "{mirror}"\ninsecure = true\n'
 
 
+def _nerdctl_convert(bench: Bench, reference: str, made: Path, *kind: str) -> None:
+    target = bench.registry.reference("bench/converting:1")
+    with bench.node(Mode(name="converting", snapshotter="overlayfs", reference=reference)) as node:
+        environment = {**node.containerd.client_env(), "TMPDIR": str(bench.workspace.directory("tmp"))}
+        for command in (
+            ["pull", "--quiet", "--unpack=false", reference],
+            ["image", "convert", *kind, "--oci", reference, target],
+            ["push", "--quiet", target],
+        ):
+            run([*node.containerd.nerdctl_argv(), *command], env=environment, timeout_s=CONVERT_TIMEOUT_S)
+    _crane("pull", "--format=oci", target, str(made))
+
+
 class Stargz:
     """eStargz, converted by nerdctl without knowledge of what a start reads."""
 
     name = "stargz"
-    daemon = "containerd-stargz-grpc"
-    converter = "nerdctl"
+    programs = "containerd-stargz-grpc", "nerdctl"
 
-    def config(self, registry: str, containerd: Path) -> str:
+    def config(self, directory: Path, registry: str, containerd: Path) -> str:
         return _plain_http(registry, registry)
 
     def convert(self, bench: Bench, image: Layout, reference: str, made: Path) -> None:
-        target = bench.registry.reference("bench/converting:stargz")
-        temporary = {"TMPDIR": str(bench.workspace.directory("tmp"))}
-        with bench.node(Mode(name="converting", snapshotter="overlayfs", reference=reference)) as node:
-            nerdctl = node.containerd.nerdctl_argv()
-            for command in (
-                ["pull", "--quiet", "--unpack=false", reference],
-                ["image", "convert", "--estargz", "--oci", reference, target],
-                ["push", "--quiet", target],
-            ):
-                environment = {**node.containerd.client_env(), **temporary}
-                run([*nerdctl, *command], env=environment, timeout_s=CONVERT_TIMEOUT_S)
-        _crane("pull", "--format=oci", target, str(made))
+        _nerdctl_convert(bench, reference, made, "--estargz")
 
 
 class Soci:
     """The image's own layers, and an index of them in one image index with the manifest (SOCI v2)."""
 
     name = "soci"
-    daemon = "soci-snapshotter-grpc"
-    converter = "soci"
+    programs = "soci-snapshotter-grpc", "soci"
 
-    def config(self, registry: str, containerd: Path) -> str:
+    def config(self, directory: Path, registry: str, containerd: Path) -> str:
         # Its mirrors are parsed as URLs, and an address with a port is none.
         return f'{_plain_http(registry, f"http://{registry}")}[content_store]\ncontainerd_address = "{containerd}"\n'
 
     def convert(self, bench: Bench, image: Layout, reference: str, made: Path) -> None:
-        soci = [str(tools.find(self.converter)), "convert", "--standalone", "--format", "oci-dir"]
+        soci = [str(tools.find("soci")), "convert", "--standalone", "--format", "oci-dir"]
         temporary = {"TMPDIR": str(bench.workspace.directory("tmp"))}
         run([*soci, str(image.directory), str(made)], env=temporary, timeout_s=CONVERT_TIMEOUT_S)
 
 
-ALL: tuple[Rival, ...] = (Stargz(), Soci())
+class Nydus:
+    """RAFS, converted by nerdctl; a nydusd, a child of the daemon, serves the image."""
+
+    name = "nydus"
+    programs = "containerd-nydus-grpc", "nydus-image", "nydusd"
+
+    def config(self, directory: Path, registry: str, containerd: Path) -> str:
+        (directory / "nydusd.json").write_text(json.dumps(_NYDUSD))
+        # It wants a million files, which root may not ask for in every container, and ends where it may not.
+        nydusd = directory / "nydusd"
+        nydusd.write_text(f'#!/bin/sh\nexec {tools.find("nydusd")} "$@" --rlimit-nofile 0\n')
+        nydusd.chmod(0o755)
+        return f"""version = 1
+[system]
+address = "{directory}/system.sock"
+[daemon]
+nydusd_config = "{directory}/nydusd.json"
+nydusd_path = "{nydusd}"
+nydusimage_path = "{tools.find("nydus-image")}"
+[log]
+log_to_stdout = true
+"""
+
+    def convert(self, bench: Bench, image: Layout, reference: str, made: Path) -> None:
+        # As that project's own converter compresses; what nerdctl would choose, LZ4, makes half as much again to fetch.
+        _nerdctl_convert(bench, reference, made, "--nydus", "--nydus-compressor", "zstd")
+
+
+ALL: tuple[Rival, ...] = (Stargz(), Soci(), Nydus())
 
 
 def missing(rival: Rival) -> list[str]:
     """Names of its programs that are not on PATH."""
-    return [name for name in (rival.daemon, rival.converter) if tools.find_optional(name) is None]
+    return [name for name in rival.programs if tools.find_optional(name) is None]
 
 
 def push(bench: Bench, cache: Path, image: Layout, rival: Rival, reference: str) -> str:
@@ -109,7 +151,7 @@ def push(bench: Bench, cache: Path, image: Layout, rival: Rival, reference: str)
 
 def _converted(bench: Bench, cache: Path, image: Layout, rival: Rival, reference: str) -> Path:
     """A layout that is kept for as long as neither the image nor the converting program changes."""
-    with tools.find(rival.converter).open("rb") as program:
+    with tools.find(rival.programs[1]).open("rb") as program:
         code = hashlib.file_digest(program, "sha256").hexdigest()
 
     def build(made: Path) -> None:
@@ -127,11 +169,11 @@ class RivalDaemon:
         self.proxy = directory / "s.sock", directory / "root"
         self._directory = directory
         config = directory / "config.toml"
-        config.write_text(rival.config(bench.registry.host, containerd))
+        config.write_text(rival.config(directory, bench.registry.host, containerd))
         address, root = self.proxy
         flags: list[str | Path] = ["--address", address, "--root", root, "--config", config]
         environment = {**bench.workspace.env, "DOCKER_CONFIG": str(directory / "docker")}
-        self._service = Service([tools.find(rival.daemon), *flags], log=directory / "daemon.log", env=environment)
+        self._service = Service([tools.find(rival.programs[0]), *flags], log=directory / "daemon.log", env=environment)
 
     @property
     def pid(self) -> int:
