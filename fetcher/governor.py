@@ -164,6 +164,12 @@ class Governor:
         self._holds.update(dict.fromkeys(digests, hold))
         self._pump_after(HOLD_CHECK_S)
 
+    def let_fill(self, digests: Iterable[str]) -> None:
+        """Nothing is known of the start: end what `hold_fill` began."""
+        for digest in digests:
+            self._holds.pop(digest, None)
+        self._pump()
+
     def _is_held(self, digest: str, now: float) -> bool:
         hold = self._holds.get(digest)
         if hold is None:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from fetcher.governor import QUIET_S
 from fetcher.layer import Layer
 from fetcher.model import ImageHint, ProfilesConfig
 from fetcher.profile import Profile, ProfileError
@@ -76,15 +77,24 @@ class Profiles:
     async def _follow(self, image: Image) -> None:
         """From the announcement until all layers are in use, or it is clear that they will not be."""
         try:
-            await self._replay.find(image)
-            if image.profile is not None:
-                await self._recorder.discard(image.manifest)
-                if self._config.replay:
-                    await self._replay.start(image, image.profile)
-                    self._tasks.start(self._warm(image), f"warm {image.manifest[7:19]}")
+            await self._follow_profile(image)
             await self._replay.watch(image)
         finally:
             image.following = False
+
+    async def _follow_profile(self, image: Image) -> None:
+        """Replay it if there is one. What is filled until that is known would stand in its way."""
+        governor, digests = self._node.governor, [ref.digest for ref in image.hint.layers]
+        if self._config.replay:
+            governor.hold_fill(digests, at_most_s=self._config.lookup_timeout_s, quiet_s=QUIET_S)
+        await self._replay.find(image)
+        if image.profile is not None:
+            await self._recorder.discard(image.manifest)
+            if self._config.replay:
+                await self._replay.start(image, image.profile)
+                self._tasks.start(self._warm(image), f"warm {image.manifest[7:19]}")
+        if not image.frames:
+            governor.let_fill(digests)
 
     async def _warm(self, image: Image) -> None:
         """Spare the program its first reads, unless somebody wants to see them."""

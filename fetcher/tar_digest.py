@@ -19,6 +19,8 @@ from contextlib import suppress
 
 CHUNK = 1 << 20
 POLL_S = 0.5
+#: Less than this from the start of the file is not worth a process yet.
+BEGIN_BYTES = 32 << 20
 
 
 def small_tar_digest(fd: int) -> str:
@@ -32,8 +34,9 @@ async def tar_digest(fd: int, available: Callable[[], int | None]) -> str:
     """The digest of the file behind ``fd``, which must not raise events when read.
 
     ``available`` tells how many bytes from the start are there, None once all are. Raises OSError when no digest can be
-    had. Cancelling ends the process.
+    had. Cancelling ends the process, which is begun when the fill is well under way: a start has better use for it.
     """
+    await _well_begun(available)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-S", __file__, str(fd)),
         stdin=asyncio.subprocess.PIPE,
@@ -57,6 +60,14 @@ async def tar_digest(fd: int, available: Callable[[], int | None]) -> str:
     if process.returncode != 0:
         raise OSError(f"hashing a layer file ended with status {process.returncode}")
     return output.decode().strip()
+
+
+async def _well_begun(available: Callable[[], int | None]) -> None:
+    while True:
+        count = available()
+        if count is None or count >= BEGIN_BYTES:
+            return
+        await asyncio.sleep(POLL_S)
 
 
 def main() -> int:

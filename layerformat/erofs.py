@@ -41,13 +41,15 @@ INODE_EXTENDED: Final = struct.Struct("<HHHHQIIIIqII16s")
 DIRENT: Final = struct.Struct("<QHBB")
 # struct erofs_inode_chunk_index, 8 bytes: advise, device_id, blkaddr
 CHUNK_INDEX: Final = struct.Struct("<HHI")
+# An inode that a chunk index follows at once: it has no extended attributes.
+ORDINARY_FILE: Final = struct.Struct(INODE_EXTENDED.format + CHUNK_INDEX.format.removeprefix("<"))
 # struct erofs_xattr_ibody_header, 12 bytes: name filter, shared count, reserved
 XATTR_HEADER: Final = struct.Struct("<IB7s")
 # struct erofs_xattr_entry, 4 bytes before name and value: name_len, name_index, value_size
 XATTR_ENTRY: Final = struct.Struct("<BBH")
 
 assert SUPER_BLOCK.size == 128 and DEVICE_SLOT.size == EROFS_DEVT_SLOT_SIZE
-assert INODE_EXTENDED.size == 64 and DIRENT.size == 12 and CHUNK_INDEX.size == 8
+assert INODE_EXTENDED.size == 64 and DIRENT.size == 12 and CHUNK_INDEX.size == 8 and ORDINARY_FILE.size == 72
 assert XATTR_HEADER.size == 12 and XATTR_ENTRY.size == 4
 
 DEVT_SLOTOFF: Final = (EROFS_SUPER_OFFSET + SUPER_BLOCK.size) // EROFS_DEVT_SLOT_SIZE

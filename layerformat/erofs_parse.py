@@ -6,6 +6,7 @@ not write is a FormatError, so that the kernel only ever sees images of that nar
 
 import stat
 from collections.abc import Iterator
+from operator import lt
 from typing import NamedTuple
 
 from layerformat.entries import MAX_ID, MAX_NAME_BYTES, MAX_PATH_BYTES, is_supported_xattr
@@ -36,7 +37,7 @@ from layerformat.erofs import (
 )
 from layerformat.errors import FormatError
 
-_NO_RESERVED = bytes(16)
+NO_RESERVED = bytes(16)
 
 
 class Place(NamedTuple):
@@ -82,7 +83,7 @@ def locate(image: bytes, nid: int) -> Place:
     if at < META_START or head_end > len(image):
         raise FormatError(f"EROFS inode {nid}: outside the image")
     inode = Inode._make(INODE_EXTENDED.unpack_from(image, at))
-    if inode.i_reserved or inode.i_reserved2 != _NO_RESERVED or inode.i_mtime_nsec >= 1_000_000_000:
+    if inode.i_reserved or inode.i_reserved2 != NO_RESERVED or inode.i_mtime_nsec >= 1_000_000_000:
         raise FormatError(f"EROFS inode {nid}: reserved field in use or nanoseconds out of range")
     if inode.i_uid > MAX_ID or inode.i_gid > MAX_ID or stat.S_IFMT(inode.i_mode) not in FT_BY_IFMT:
         raise FormatError(f"EROFS inode {nid}: owner or mode out of range")
@@ -166,17 +167,27 @@ def parse_symlink(image: bytes, place: Place) -> bytes:
     return target
 
 
-def parse_directory(image: bytes, place: Place) -> Iterator[Dirent]:
+def parse_directory(image: bytes, place: Place) -> list[Dirent]:
     """Every name, "." and ".." included, checked to be valid and in strict order."""
     _check_flat(place)
-    last = b""
+    dirents: list[Dirent] = []
     for block in _directory_blocks(image, place):
-        for dirent in _parse_dirents(block, place.nid):
-            name = dirent.name
-            if name <= last or len(name) > MAX_NAME_BYTES or 47 in name or 0 in name:
-                raise FormatError(f"EROFS inode {place.nid}: name {name[:40]!r} is invalid or out of order")
-            last = name
-            yield dirent
+        dirents += _parse_dirents(block, place.nid)
+    names = [dirent.name for dirent in dirents]
+    # Of the whole directory at a time: an image has tens of thousands of names, and a start waits for this.
+    letters = b"".join(names)
+    if 47 in letters or 0 in letters or len(max(names, key=len)) > MAX_NAME_BYTES or not all(map(lt, names, names[1:])):
+        raise FormatError(f"EROFS inode {place.nid}: a name is invalid or out of order, e.g. {_wrong_name(names)!r}")
+    return dirents
+
+
+def _wrong_name(names: list[bytes]) -> bytes:
+    last = b""
+    for name in names:
+        if name <= last or len(name) > MAX_NAME_BYTES or 47 in name or 0 in name:
+            break
+        last = name
+    return name[:40]
 
 
 def _check_flat(place: Place) -> None:
@@ -198,18 +209,15 @@ def _directory_blocks(image: bytes, place: Place) -> Iterator[bytes]:
         yield image[place.inline_at : place.end]
 
 
-def _parse_dirents(block: bytes, nid: int) -> Iterator[Dirent]:
+def _parse_dirents(block: bytes, nid: int) -> list[Dirent]:
     if len(block) <= DIRENT.size:
         raise FormatError(f"EROFS inode {nid}: directory block of {len(block)} bytes")
     names_at = DIRENT.unpack_from(block)[1]
     if not 0 < names_at < len(block) or names_at % DIRENT.size:
         raise FormatError(f"EROFS inode {nid}: names at {names_at} of {len(block)} bytes")
-    dirents = list(DIRENT.iter_unpack(block[:names_at]))
-    ends = [dirent[1] for dirent in dirents[1:]]
-    ends.append(len(block))
-    start = names_at
-    for (target, nameoff, file_type, reserved), end in zip(dirents, ends, strict=True):
-        if nameoff != start or end <= start or end > len(block) or reserved:
-            raise FormatError(f"EROFS inode {nid}: name offset {nameoff} is out of order")
-        yield Dirent(block[start:end], target, file_type)
-        start = end
+    targets, starts, types, reserved = zip(*DIRENT.iter_unpack(block[:names_at]), strict=True)
+    ends = (*starts[1:], len(block))
+    if not all(map(lt, starts, ends)) or any(reserved):
+        raise FormatError(f"EROFS inode {nid}: name offsets are out of order")
+    names = [block[start:end] for start, end in zip(starts, ends, strict=True)]
+    return list(map(Dirent, names, targets, types))

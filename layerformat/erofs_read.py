@@ -4,19 +4,23 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from layerformat.entries import MAX_PATH_BYTES, Entry
+from layerformat.entries import MAX_ID, MAX_PATH_BYTES, Entry
 from layerformat.erofs import (
     BLOCK,
+    DEVICE_ID,
     FORMAT_CHUNK,
     FORMAT_PLAIN,
     FT_BY_IFMT,
     MAX_DEVICE_BYTES,
     META_START,
+    ORDINARY_FILE,
     SLOT,
     SuperBlock,
+    chunk_format,
     decode_dev,
 )
 from layerformat.erofs_parse import (
+    NO_RESERVED,
     Dirent,
     Place,
     locate,
@@ -29,6 +33,7 @@ from layerformat.erofs_parse import (
 from layerformat.errors import FormatError
 
 _FT_DIR = FT_BY_IFMT[stat.S_IFDIR]
+_FT_REG = FT_BY_IFMT[stat.S_IFREG]
 _DOTS = (b".", b"..")
 
 
@@ -118,7 +123,8 @@ class _Survey:
         """FormatError at the first thing that is wrong."""
         self._walk()
         for nid, file_type in self._types.items():
-            self._check_file(locate(self._image, nid), file_type)
+            if not self._take_ordinary(nid, file_type):
+                self._check_file(locate(self._image, nid), file_type)
         if len(self._directories) + len(self._types) != self._super.inos:
             raise FormatError(f"EROFS super block: {self._super.inos} inodes stated, another number found")
         self._check_extents()
@@ -170,6 +176,32 @@ class _Survey:
         if nid in self._directories:
             raise FormatError(f"EROFS inode {nid}: directory with two names")
         self._directories.add(nid)
+
+    def _take_ordinary(self, nid: int, file_type: int) -> bool:
+        """The verdict of `_check_file` for a regular file with data and without attributes, if it is a good one.
+
+        All at once, in a fifth of the time: nearly every file is of this kind, and a start waits for them all.
+        """
+        at = nid * SLOT
+        end = at + ORDINARY_FILE.size
+        if at < META_START or end > len(self._image):
+            return False
+        layout, attributes, mode, reserved, size, chunk, ino, uid, gid, _, nsec, links, reserved2, *index = (
+            ORDINARY_FILE.unpack_from(self._image, at)
+        )
+        advise, device, first = index
+        blocks = -(-size // BLOCK)
+        good = (
+            (layout == FORMAT_CHUNK and not attributes and file_type == _FT_REG and stat.S_ISREG(mode))
+            and (size and chunk == chunk_format(size) and not advise and device == DEVICE_ID)
+            and (first + blocks <= self._super.device_blocks and links == self._links[nid])
+            and (0 < ino <= self._super.inos and uid <= MAX_ID and gid <= MAX_ID and nsec < 1_000_000_000)
+            and (not reserved and reserved2 == NO_RESERVED)
+        )
+        if good:
+            self._used.append((at, end))
+            self.extents.append(Extent(first, blocks, nid))
+        return good
 
     def _check_file(self, place: Place, file_type: int) -> None:
         nid, inode = place.nid, place.inode

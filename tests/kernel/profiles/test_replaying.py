@@ -65,8 +65,18 @@ async def test_the_profile_comes_before_the_rest(config: FetcherConfig, image: I
         await until(lambda: all(layer.state is LayerState.COMPLETE for layer in fetcher.status().layers), 60)
         named = set(image.frames(profile))
         kinds = [what in named for what in image.requests()]
-        # Filling may have begun before the profile was found, by one request.
-        assert sorted(kinds[1:], reverse=True) == kinds[1:]
+        assert sorted(kinds, reverse=True) == kinds
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_what_has_no_profile_is_filled_once_that_is_known(config: FetcherConfig, image: Image) -> None:
+    fault = image.registry.fault(Fault(path="/referrers/", delay_s=30, times=None))
+    async with node(replace(config, background_fill=True, profiles=ProfilesConfig(lookup_timeout_s=1))) as fetcher:
+        await pulled(fetcher, image)
+        await asyncio.sleep(0.3)
+        assert sum(fetcher.status().fetched_bytes.values()) == 0
+        await until(lambda: all(layer.state is LayerState.COMPLETE for layer in fetcher.status().layers), 60)
+        assert fault in image.registry.faults
 
 
 @pytest.mark.parametrize("config", ["fanotify"], indirect=True)
