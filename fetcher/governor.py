@@ -20,6 +20,7 @@ import structlog
 
 from fetcher.layer import Layer, is_disk_full
 from fetcher.model import GovernorConfig, Priority
+from fetcher.parallelism import Parallelism
 from fetcher.queues import LayerQueue, Run, Waiter
 from fetcher.registry import RegistryClient
 from fetcher.reuse import SharedFrames
@@ -63,6 +64,7 @@ class Governor:
         self._prefetching_bytes = 0
         self._holds: dict[str, Hold] = {}
         self._running: set[Run] = set()
+        self._parallelism = Parallelism(config.streams, config.most_streams)
         self._transfers = Transfers(client, config.decode_workers, arrived=self._arrived)
         self._blocked_until: dict[str, float] = {}
         self._free_checked = (0.0, True)
@@ -144,9 +146,13 @@ class Governor:
             self._pump()
 
     def prefetch(self, wanted: Iterable[tuple[Layer, int]]) -> None:
-        """Frames that will be needed soon, in that order, behind all faults and before all filling."""
+        """Frames that will be needed soon, in that order, behind all faults and before all filling.
+
+        Those that were asked for before get the place that they have in this order.
+        """
         for layer, number in wanted:
             if layer.digest in self._queues and number not in layer.present:
+                self._prefetch.pop((layer.digest, number), None)
                 self._prefetch[layer.digest, number] = None
         self._pump()
 
@@ -155,19 +161,23 @@ class Governor:
         self._queues[layer.digest].filling = True
         self._pump()
 
-    def hold_fill(self, digests: Iterable[str], *, at_most_s: float, quiet_s: float) -> None:
-        """Leave the link and the processors to a start whose reads are known and being prefetched.
+    def hold_fill(self, digests: Iterable[str], *, at_most_s: float, quiet_s: float) -> Hold:
+        """Leave the link and the processors to a start whose reads are known, or may be in a moment.
 
-        Ends when the layers have been read and then not for ``quiet_s``, or after ``at_most_s``.
+        Ends when the layers have been read and then not for ``quiet_s``, or after ``at_most_s``. A layer that is held
+        for longer by another image stays so.
         """
         hold = Hold(time.monotonic() + at_most_s, quiet_s)
-        self._holds.update(dict.fromkeys(digests, hold))
-        self._pump_after(HOLD_CHECK_S)
-
-    def let_fill(self, digests: Iterable[str]) -> None:
-        """Nothing is known of the start: end what `hold_fill` began."""
         for digest in digests:
-            self._holds.pop(digest, None)
+            if digest not in self._holds or self._holds[digest].deadline < hold.deadline:
+                self._holds[digest] = hold
+        self._pump_after(HOLD_CHECK_S)
+        return hold
+
+    def let_fill(self, hold: Hold) -> None:
+        """There is nothing to wait for after all."""
+        for digest in [digest for digest, held in self._holds.items() if held is hold]:
+            del self._holds[digest]
         self._pump()
 
     def _is_held(self, digest: str, now: float) -> bool:
@@ -197,13 +207,17 @@ class Governor:
             self._start(run)
         while self._has_prefetch_room() and (run := self._next_prefetch()):
             self._start(run)
-        if self._active[Priority.PREFETCH]:
-            return
+        busy = not self._active[Priority.PREFETCH] and self._pump_fill()
+        self._parallelism.note(time.monotonic(), self._transfers.meter.bytes[Priority.FILL], busy=busy)
+
+    def _pump_fill(self) -> bool:
+        """The part that waits for the rest. Whether it has all the streams that it may ever have at a time."""
         while self._active[Priority.FILL] < self._config.streams and (run := self._next_hint()):
             self._start(run)
         streams, run_bytes = self._fill_limits()
         while self._active[Priority.FILL] < streams and (run := self._next_fill(run_bytes)):
             self._start(run)
+        return self._active[Priority.FILL] >= streams == self._parallelism.streams
 
     def _has_prefetch_room(self) -> bool:
         """Many short requests at a time: what counts is the bytes on their way, since each pays a round trip."""
@@ -219,8 +233,12 @@ class Governor:
         if self._active[Priority.FAULT] or now < self._busy_until:
             self._pump_after(BUSY_S)
             return self._config.busy_streams, self._config.busy_run_bytes
-        # A program computes for a while between two bursts of reads: the next one is not to stand behind 16 MiB.
-        return self._config.streams, self._config.hint_run_bytes if starting else self._config.run_bytes
+        if starting:
+            # A program computes for a while between two bursts of reads: the next one is not to stand behind 16 MiB.
+            return self._config.streams, self._config.hint_run_bytes
+        # However many streams there are, as much is on its way: a fault waits no longer for its turn.
+        streams = self._parallelism.streams
+        return streams, self._config.run_bytes * self._config.streams // streams
 
     def _next_fault(self) -> Run | None:
         now = time.monotonic()

@@ -57,7 +57,8 @@ class GovernorConfig:
     """Limits of the node's one fetch scheduler."""
 
     streams: int = 4  # concurrent range requests of the fill
-    run_bytes: int = 4 << 20  # compressed bytes of one of them
+    most_streams: int = 16  # the same where more of them bring more
+    run_bytes: int = 4 << 20  # compressed bytes of one of them; less where there are more
     hint_run_bytes: int = 1 << 20  # the same for what lies around a fault
     busy_streams: int = 1  # of the fill while readers wait: what is queued in the network delays their bytes
     busy_run_bytes: int = 512 << 10

@@ -37,6 +37,7 @@ from fetcher.touches import TouchLog
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
 from layerformat.errors import FormatError
+from layerformat.index import open_index
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +56,7 @@ class Fetcher:
         self._layers: dict[Digest, Layer] = {}
         self._locks: dict[Digest, asyncio.Lock] = {}
         self._admissions: dict[Digest, asyncio.Task[Layer]] = {}
+        self._checking = asyncio.Lock()
         self._retained: set[Digest] = set()
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
@@ -160,7 +162,7 @@ class Fetcher:
             try:
                 async with asyncio.timeout(self._config.index_timeout_s):
                     payload = await self._read_index(ref, origin)
-                layer = await asyncio.to_thread(self._create, ref, origins, payload)
+                layer = await self._create(ref, origins, payload)
             except (RegistryError, FormatError, TimeoutError) as error:
                 problems.append(f"{origin.host}/{origin.repository}: {error or 'timed out'}")
                 continue
@@ -181,8 +183,12 @@ class Fetcher:
             raise FormatError(f"index is not {ref.index_digest}")
         return payload
 
-    def _create(self, ref: LayerRef, origins: Sequence[Origin], payload: bytes) -> Layer:
-        return Layer.create(self._layers_dir / directory_name(ref.digest), ref, origins, payload)
+    async def _create(self, ref: LayerRef, origins: Sequence[Origin], payload: bytes) -> Layer:
+        # Threads that compute take turns anyway: one after another, the first is done while the last has not begun.
+        async with self._checking:
+            opened = await asyncio.to_thread(open_index, payload, ref)
+        directory = self._layers_dir / directory_name(ref.digest)
+        return await asyncio.to_thread(Layer.create, directory, ref, origins, payload, opened)
 
     def announce(self, image: ImageHint) -> None:
         """An image is about to be used: admit all its layers at once, replay its profile. Never fails, never blocks."""

@@ -22,8 +22,8 @@ from layerformat.digest import DiffID, Digest
 
 log = structlog.get_logger(__name__)
 
-#: A layer that is not admitted by then does not hold up the others; its frames are asked for when it is.
-STRAGGLERS_S = 2.0
+#: Layers do not wait for each other to be admitted: what there is is looked at after this, then twice this, and so on.
+FIRST_LOOK_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
@@ -102,12 +102,15 @@ class Replay:
     async def _start(self, image: Image, profile: Profile) -> None:
         named = {profile.layers[read.layer] for read in profile.reads}
         pending = {asyncio.ensure_future(self._open(image, ref)) for ref in _one_each(image.hint.layers, named)}
-        timeout_s: float | None = STRAGGLERS_S
+        layers: list[Layer] = []
+        look_s = FIRST_LOOK_S
         try:
             while pending:
-                done, pending = await asyncio.wait(pending, timeout=timeout_s)
-                await self._prefetch(image, profile, [layer for task in done if (layer := task.result()) is not None])
-                timeout_s = None
+                done, pending = await asyncio.wait(pending, timeout=look_s)
+                look_s *= 2
+                if found := [layer for task in done if (layer := task.result()) is not None]:
+                    layers += found
+                    await self._prefetch(image, profile, layers)
         finally:
             for task in pending:
                 task.cancel()
@@ -123,7 +126,7 @@ class Replay:
         known = {layer.ref.diff_id: layer for layer in layers}
         tables = {diff_id: layer.frames for diff_id, layer in known.items()}
         frames = await asyncio.to_thread(wanted_frames, profile, tables)
-        image.frames += len(frames)
+        image.frames = len(frames)
         self._node.governor.prefetch((known[diff_id], number) for diff_id, number in frames)
         quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
         self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), at_most_s=START_S, quiet_s=quiet_s)

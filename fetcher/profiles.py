@@ -84,17 +84,17 @@ class Profiles:
 
     async def _follow_profile(self, image: Image) -> None:
         """Replay it if there is one. What is filled until that is known would stand in its way."""
-        governor, digests = self._node.governor, [ref.digest for ref in image.hint.layers]
-        if self._config.replay:
-            governor.hold_fill(digests, at_most_s=self._config.lookup_timeout_s, quiet_s=QUIET_S)
+        governor, config = self._node.governor, self._config
+        digests = [ref.digest for ref in image.hint.layers] if config.replay else []
+        hold = governor.hold_fill(digests, at_most_s=config.lookup_timeout_s, quiet_s=QUIET_S)
         await self._replay.find(image)
         if image.profile is not None:
             await self._recorder.discard(image.manifest)
-            if self._config.replay:
+            if config.replay:
                 await self._replay.start(image, image.profile)
                 self._tasks.start(self._warm(image), f"warm {image.manifest[7:19]}")
         if not image.frames:
-            governor.let_fill(digests)
+            governor.let_fill(hold)
 
     async def _warm(self, image: Image) -> None:
         """Spare the program its first reads, unless somebody wants to see them."""

@@ -123,6 +123,16 @@ async def test_mapped_and_random_reads(config: FetcherConfig, layer: TestLayer, 
         await asyncio.gather(*(probe(files / "big", seed) for seed in range(4)))
 
 
+async def test_connections_that_are_slow_each_become_more(
+    config: FetcherConfig, layer: TestLayer, registry: FakeRegistry
+) -> None:
+    governor = GovernorConfig(streams=2, run_bytes=256 << 10)
+    registry.fault(Fault(path="/blobs/", skip=1, times=None, piece_bytes=FRAME, piece_delay_s=0.1))
+    async with mounted(replace(config, governor=governor, background_fill=True), layer, origin(registry)) as (fetcher, _):
+        await until(lambda: fetcher.governor._parallelism.streams > governor.streams)
+        await until(lambda: fetcher.status().layers[0].state is LayerState.COMPLETE, 60)
+
+
 async def test_many_readers_are_one_download(config: FetcherConfig, layer: TestLayer, registry: FakeRegistry) -> None:
     async with mounted(config, layer, origin(registry)) as (fetcher, files):
         results = await asyncio.gather(*(read(files / "big") for _ in range(8)))
