@@ -128,7 +128,10 @@ async def test_connections_that_are_slow_each_become_more(
 ) -> None:
     governor = GovernorConfig(streams=2, run_bytes=256 << 10)
     registry.fault(Fault(path="/blobs/", skip=1, times=None, piece_bytes=FRAME, piece_delay_s=0.1))
-    async with mounted(replace(config, governor=governor, background_fill=True), layer, origin(registry)) as (fetcher, _):
+    async with mounted(replace(config, governor=governor, background_fill=True), layer, origin(registry)) as (
+        fetcher,
+        _,
+    ):
         await until(lambda: fetcher.governor._parallelism.streams > governor.streams)
         await until(lambda: fetcher.status().layers[0].state is LayerState.COMPLETE, 60)
 
