@@ -2,11 +2,16 @@
 
 import tomllib
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from fastpull.demo.bench import Bench
+from fastpull.demo.image import Layout
 from fastpull.lab import tools
 from tests.bench import rivals
+from tests.bench.prepare import Prepared, push_rivals
+from tests.bench.setting import Setting
 from tests.bench.starts import MODES
 
 BY_NAME = {rival.name: rival for rival in rivals.ALL}
@@ -23,6 +28,15 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         "soci": ["soci"],
         "nydus": [],
     }
+
+
+def test_what_is_missing_is_left_out_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "find_optional", lambda name: None)
+    said: list[str] = []
+    setting = Setting(cache=tmp_path, runs=1, say=said.append, modes=frozenset({"fastpull", "soci"}))
+    prepared = Prepared(layout=Layout(tmp_path, "x"), plain="plain", converted="converted")
+    assert push_rivals(cast("Bench", None), setting, prepared, prepared.layout) == prepared
+    assert said == ["soci: left out, not on PATH: soci-snapshotter-grpc, soci"]
 
 
 @pytest.mark.parametrize(("name", "mirror"), [("stargz", "10.0.0.2:5000"), ("soci", "http://10.0.0.2:5000")])
