@@ -130,7 +130,7 @@ log_to_stdout = true
 """
 
     def convert(self, bench: Bench, image: Layout, reference: str, made: Path) -> None:
-        # As that project's own converter compresses; what nerdctl would choose, LZ4, makes half as much again to fetch.
+        # As ours is compressed; what nerdctl would choose, LZ4, makes half as much again to fetch.
         _nerdctl_convert(bench, reference, made, "--nydus", "--nydus-compressor", "zstd")
 
 

@@ -39,6 +39,7 @@ for file in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
     if [ -e $file ]; then echo $$ 2>/dev/null >$file || true; fi
 done
 """
+_CHECKOUT = Path(__file__).parents[2]
 # Below tmpfs: an overlay's upper directory must not lie in its own lower one, which is all of the disk here.
 _BOOT = """
 set -eu
@@ -54,6 +55,8 @@ mount -t sysfs sysfs sys
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
+# This checkout may be below one of them.
+[ -e .{checkout} ] || {{ mkdir -p .{checkout}; mount --bind {checkout} .{checkout}; }}
 mkdir run/old
 pivot_root . run/old
 umount -l /run/old
@@ -114,7 +117,8 @@ class CleanMachine:
         for name in ("root", "layer", *(f"data/{each}" for each in _DATA)):
             (self._top / name).mkdir(parents=True, exist_ok=True)
         first = _SYSTEMD.format(path=_PATH) if init is Init.SYSTEMD else _SHELL
-        boot = _BOOT.format(top=self._top, data=" ".join(_DATA), cgroups=_cgroup_mounts(), init=first)
+        places = {"top": self._top, "data": " ".join(_DATA), "checkout": shlex.quote(str(_CHECKOUT))}
+        boot = _BOOT.format(**places, cgroups=_cgroup_mounts(), init=first)
         enter = _ENTER.format(groups=" ".join(map(str, _hierarchies())), name=self._group)
         argv = ["/bin/sh", "-c", enter, "sh", "/bin/sh", "-c", boot]
         self._init = Service(argv, log=self._top / "boot.log", env=space.env)
