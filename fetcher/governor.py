@@ -37,6 +37,8 @@ BUSY_S = 0.2
 #: For so long after it, another burst of them is.
 QUIET_S = 2.0
 HOLD_CHECK_S = 0.25
+#: An image that can be here in this time is fetched whole.
+SHORT_S = 3.0
 #: The longest that a start keeps the fill waiting: what always waits for reads is to become local, too.
 START_S = 30.0
 
@@ -227,6 +229,9 @@ class Governor:
     def _fill_limits(self) -> tuple[int, int]:
         now = time.monotonic()
         starting = now < self._busy_until + QUIET_S
+        if starting and self._seconds_to_fill() < SHORT_S:
+            # All of it comes before its readers would have waited for their parts, one by one.
+            return self._config.streams, self._config.hint_run_bytes
         if starting and now < self._start_began + START_S:
             self._pump_after(HOLD_CHECK_S)
             return 0, 0
@@ -239,6 +244,12 @@ class Governor:
         # However many streams there are, as much is on its way: a fault waits no longer for its turn.
         streams = self._parallelism.streams
         return streams, self._config.run_bytes * self._config.streams // streams
+
+    def _seconds_to_fill(self) -> float:
+        """How long everything that is to be filled would take at the best rate so far."""
+        rate = self._transfers.meter.best_bytes_per_s
+        absent = (layer.absent_bytes for layer in (queue.layer for queue in self._queues.values() if queue.filling))
+        return sum(absent) / rate if rate else math.inf
 
     def _next_fault(self) -> Run | None:
         now = time.monotonic()

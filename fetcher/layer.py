@@ -152,6 +152,11 @@ class Layer:
         """What there is to say of it."""
         return self.source_error or self.last_error
 
+    @property
+    def absent_bytes(self) -> int:
+        """What is still to be fetched: compressed, about."""
+        return int(self.frames.data_size * (1 - self.present_bytes / self.frames.tar_size))
+
     def absent(self, offset: int, count: int) -> list[int]:
         """Numbers of the frames that bytes [offset, offset + count) need and that are not present."""
         end = min(offset + count, self.frames.tar_size)

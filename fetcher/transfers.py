@@ -26,6 +26,7 @@ PENDING_BATCHES = 4
 #: Frames copied from other layers by one call of a worker.
 COPY_BATCH = 8
 RATE_WINDOW_S = 3.0
+BEST_WINDOW_S = 0.5
 
 #: Frames with their compressed bytes.
 Batch = list[tuple[Frame, bytes]]
@@ -45,6 +46,7 @@ class Meter:
     """Compressed bytes received, by priority, and the rate over the last seconds."""
 
     bytes: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
+    best_bytes_per_s: float = 0.0  # of any half second
     _window: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, priority: Priority, count: int) -> None:
@@ -54,14 +56,17 @@ class Meter:
         if self._window and now - self._window[-1][0] < 0.1:
             self._window[-1] = (self._window[-1][0], self._window[-1][1] + count)
             return
+        self.best_bytes_per_s = max(self.best_bytes_per_s, self._since(now - BEST_WINDOW_S) / BEST_WINDOW_S)
         self._window.append((now, count))
         while self._window[0][0] < now - RATE_WINDOW_S:
             self._window.pop(0)
 
     def rate_bytes_per_s(self) -> float:
         """Over the last :data:`RATE_WINDOW_S`."""
-        now = time.monotonic()
-        return sum(count for at, count in self._window if at >= now - RATE_WINDOW_S) / RATE_WINDOW_S
+        return self._since(time.monotonic() - RATE_WINDOW_S) / RATE_WINDOW_S
+
+    def _since(self, time_s: float) -> int:
+        return sum(count for at, count in self._window if at >= time_s)
 
 
 class Transfers:

@@ -1,10 +1,14 @@
 """Whose fill waits for whose start."""
 
+import random
 import time
+from pathlib import Path
 
-from fetcher.governor import Governor
+from fetcher.governor import BUSY_S, SHORT_S, Governor
+from fetcher.layer import Layer
 from fetcher.model import GovernorConfig
 from fetcher.registry import RegistryClient, RegistryConfig
+from tests.harness.layers import make_layer
 
 
 async def test_an_image_without_a_profile_does_not_end_anothers_hold() -> None:
@@ -17,3 +21,22 @@ async def test_an_image_without_a_profile_does_not_end_anothers_hold() -> None:
         assert governor._is_held("shared", now) and governor._is_held("first", now)
         assert not governor._is_held("second", now)
         assert not governor._is_held("shared", now + 31)
+
+
+async def test_an_image_that_can_be_here_in_a_moment_is_filled_during_its_start(tmp_path: Path) -> None:
+    made = make_layer({"data": random.Random(1).randbytes(1 << 20)})
+    index = made.blob[made.ref.index_offset : made.ref.index_offset + made.ref.index_size]
+    layer = Layer.create(tmp_path / "layer", made.ref, [], index)
+    config = GovernorConfig()
+    async with Governor(RegistryClient(RegistryConfig()), config, on_complete=lambda _: None) as governor:
+        governor.add(layer)
+        governor._queues[layer.digest].filling = True
+        assert governor._fill_limits() == (config.streams, config.run_bytes)
+        governor._start_began = time.monotonic()
+        governor._busy_until = governor._start_began + BUSY_S
+        assert governor._fill_limits() == (0, 0)  # nothing came yet that would tell
+        governor.meter.best_bytes_per_s = 0.9 * layer.absent_bytes / SHORT_S
+        assert governor._fill_limits() == (0, 0)
+        governor.meter.best_bytes_per_s = 1.1 * layer.absent_bytes / SHORT_S
+        assert governor._fill_limits() == (config.streams, config.hint_run_bytes)
+    layer.close()
