@@ -26,7 +26,7 @@ from layerformat.annotations import LayerRef
 from layerformat.digest import Digest, sha256_digest
 from layerformat.errors import FormatError
 from layerformat.frames import Frame, FrameTable
-from layerformat.index import Index, frame_table, open_index
+from layerformat.index import Index, frame_table
 
 _BLOCK = 4096
 
@@ -61,15 +61,11 @@ class Layer:
         return f"<Layer {self.short} {self.state} {self.present.count}/{len(self.present)} frames>"
 
     @classmethod
-    def create(
-        cls, directory: Path, ref: LayerRef, origins: Sequence[Origin], index: bytes, opened: Index | None = None
-    ) -> Layer:
-        """Make the layer's directory from its index, which is checked in full unless it was (``opened``).
+    def create(cls, directory: Path, ref: LayerRef, origins: Sequence[Origin], index: bytes, opened: Index) -> Layer:
+        """Make the layer's directory from its index, as it came and as `open_index` found it good.
 
-        Raises FormatError when the index is not the one the reference names, or malformed; OSError when the disk is
-        full.
+        Raises OSError when the disk is full.
         """
-        opened = opened or open_index(index, ref)
         frames, metadata = opened.frames, opened.metadata
         draft = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
         try:

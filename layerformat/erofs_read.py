@@ -180,7 +180,7 @@ class _Survey:
     def _take_ordinary(self, nid: int, file_type: int) -> bool:
         """The verdict of `_check_file` for a regular file with data and without attributes, if it is a good one.
 
-        All at once, in a fifth of the time: nearly every file is of this kind, and a start waits for them all.
+        All at once: nearly every file is of this kind, and a start waits for them all.
         """
         at = nid * SLOT
         end = at + ORDINARY_FILE.size
