@@ -1,7 +1,7 @@
-"""Frames that another layer of the node holds already: copied from there, not fetched.
+"""Frames that the node holds already, in another layer or elsewhere in the same: copied from there, not fetched.
 
 Equal data gives equal frames, whatever the image, since a large file's frames hold nothing but its data. When a layer
-is admitted its frames are looked up among those of all other layers, once; what is kept is the matches. A match is a
+is admitted its frames are looked up among those of all layers, once; what is kept is the matches. A match is a
 hint: the copy is verified like anything that comes from a registry.
 """
 
@@ -21,17 +21,25 @@ class SharedFrames:
         self._elsewhere: dict[str, dict[int, tuple[Layer, int]]] = {}
 
     def look_up(self, layer: Layer, others: Iterable[Layer]) -> int:
-        """Find a layer's frames among those of others; returns how many were found. Not for the event loop."""
-        numbers: dict[bytes, int] = {}
+        """Find a layer's frames among those of others, and those it has more than once.
+
+        Returns how many were found. Not for the event loop.
+        """
+        first: dict[bytes, int] = {}
+        again: list[tuple[int, int]] = []
         for number, (_, _, digest) in enumerate(layer.frames.rows()):
-            numbers.setdefault(digest, number)
+            same = first.setdefault(digest, number)
+            if same != number:
+                again.append((number, same))
         found: dict[int, tuple[Layer, int]] = {}
         for other in others:
             if other is layer:
                 continue
             for number, (_, _, digest) in enumerate(other.frames.rows()):
-                if (wanted := numbers.get(digest)) is not None and self._better(found.get(wanted), other, number):
+                if (wanted := first.get(digest)) is not None and self._better(found.get(wanted), other, number):
                     found[wanted] = (other, number)
+        for number, same in again:
+            found[number] = found.get(same, (layer, same))
         self._elsewhere[layer.digest] = found
         return len(found)
 

@@ -88,6 +88,22 @@ async def test_a_new_build_costs_what_changed(
         assert await asyncio.to_thread((files / "big").read_bytes) == versions[1].files["big"]
 
 
+async def test_a_file_that_a_layer_has_twice_is_fetched_once(config: FetcherConfig, registry: FakeRegistry) -> None:
+    noise = random.Random(29)
+    big = noise.randbytes(4 * MIB)
+    # What is fed ahead of the first one's reader ends before the second.
+    layer = make_layer({"one": big, "other": noise.randbytes(9 * MIB), "two": big}, frame_bytes=FRAME)
+    registry.add_blob(REPOSITORY, layer.blob)
+    async with running(replace(config, background_fill=False)) as fetcher:
+        await fetcher.admit(layer.ref, [Origin(host=registry.host, repository=REPOSITORY)])
+        await fetcher.retain(layer.ref.digest)
+        files = await fetcher.mount(layer.ref.digest)
+        for name in ("one", "two", "other"):
+            assert await asyncio.to_thread((files / name).read_bytes) == layer.files[name], name
+        assert fetcher.status().reused_bytes >= 4 * MIB
+        assert sum(fetcher.status().fetched_bytes.values()) < 14 * MIB
+
+
 async def test_a_spoiled_neighbour_is_not_believed(
     config: FetcherConfig, versions: tuple[TestLayer, TestLayer], registry: FakeRegistry
 ) -> None:
