@@ -127,7 +127,7 @@ class Registry:
         behind = f"127.0.0.1:{_BEHIND_RELAY_PORT}"
         self._serve(behind)
         relay = [sys.executable, "-m", "fastpull.lab.relay", "--listen", self.host, "--target", behind]
-        self._spawn([*relay, "--delay-ms", str(link.shape.rtt_ms / 2)], "relay.log")
+        self._spawn([*relay, "--rtt-ms", str(link.shape.rtt_ms)], "relay.log")
 
     def _serve(self, address: str) -> None:
         if self._storage:

@@ -1,112 +1,166 @@
-"""A TCP relay that adds latency and nothing else: `python -m fastpull.lab.relay --help`.
+"""A TCP relay that adds latency and as little else as can be: `python -m fastpull.lab.relay --help`.
 
-Each direction of a connection is a queue of (time due, bytes). The reader stamps what it gets with now + delay, the
-writer waits until that time; so every byte is late by the delay, and the rate is not limited by it. A queue is bounded
-by bytes: enough for the fastest link's rate x delay, and a slow receiver still slows the sender. A new connection
-costs its first bytes one more round trip, as a TCP handshake over a long link would.
+What goes to the target is late by a whole round trip, what comes back is passed on at once: whoever asks cannot tell
+that from half of it each way, and the bulk, which comes back, costs no timers on the processors that the relay shares
+with what is measured. A new connection costs its first bytes one more round trip, as a TCP handshake over a long link
+would. The rate is not limited; what is under way is bounded, and a slow receiver slows the sender.
 """
 
 import argparse
 import asyncio
 import contextlib
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import cast
 
 import uvloop
 
-READ_BYTES = 256 * 1024
-# 10 Gbit/s over 50 ms is 62 MB; past that the queue holds the sender back as a full pipe does.
-QUEUE_BYTES = 64 * 1024 * 1024
+# 10 Gbit/s over 50 ms is 62 MB; past that the line holds the sender back as a full pipe does.
+LINE_BYTES = 64 * 1024 * 1024
+# What a peer that reads slowly may leave unread here.
+BACKLOG_BYTES = 1024 * 1024
 
 
-@dataclass(slots=True)
-class DelayLine:
-    """One direction: bytes go in, and come out `delay_s` later in the same order. The end of the stream too."""
+class Line(asyncio.Protocol):
+    """One direction of a connection: what comes in here goes out at the other direction's end, `delay_s` later.
 
-    delay_s: float
-    first_extra_s: float = 0
-    _queue: deque[tuple[float, bytes]] = field(default_factory=deque)
-    _queued_bytes: int = 0
-    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    So does the end of the stream. Nothing is read before `join`.
+    """
 
-    async def put(self, data: bytes) -> None:
-        """Empty bytes mean the end of the stream. Waits while the line is full."""
-        due = asyncio.get_running_loop().time() + self.delay_s + self.first_extra_s
-        self.first_extra_s = 0
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._queued_bytes < QUEUE_BYTES)
-            # Never before what is already queued: the first bytes carry the extra wait.
-            due = max(due, self._queue[-1][0]) if self._queue else due
-            self._queue.append((due, data))
-            self._queued_bytes += len(data)
-            self._changed.notify_all()
+    def __init__(
+        self, delay_s: float, first_extra_s: float = 0.0, made: "Callable[[Line], None] | None" = None
+    ) -> None:
+        self._delay_s = delay_s
+        self._first_extra_s = first_extra_s
+        self._made = made
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._other: Line | None = None
+        self._under_way: deque[bytes] = deque()
+        self._bytes = 0
+        self._last_due = 0.0
+        self._receiver_is_slow = False
+        self._ended = False
 
-    async def get(self) -> bytes:
-        """The next bytes, not before they are due."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: bool(self._queue))
-            due, data = self._queue.popleft()
-            self._queued_bytes -= len(data)
-            self._changed.notify_all()
-        wait = due - asyncio.get_running_loop().time()
-        if wait > 0:
-            await asyncio.sleep(wait)
-        return data
+    def join(self, other: "Line") -> None:
+        """Begin."""
+        self._other = other
+        self._read_or_wait()
 
+    def close(self) -> None:
+        """When what was written has gone out."""
+        self._transport.close()
 
-async def _feed(reader: asyncio.StreamReader, line: DelayLine) -> None:
-    while True:
-        try:
-            data = await reader.read(READ_BYTES)
-        except ConnectionError:
-            data = b""
-        await line.put(data)
-        if not data:
+    # What comes in.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(BACKLOG_BYTES)
+        self._transport.pause_reading()
+        if self._made is not None:
+            self._made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._delay_s:
+            self._send_later(data)
+        elif self._other is not None:
+            self._other.write(data)
+
+    def eof_received(self) -> bool:
+        self._send_later(b"")
+        return True  # the other direction goes on
+
+    def _send_later(self, data: bytes) -> None:
+        # Never before what is under way already: the first bytes carry the extra wait.
+        due = max(self._last_due, self._loop.time() + self._delay_s + self._first_extra_s)
+        self._last_due, self._first_extra_s = due, 0.0
+        self._under_way.append(data)
+        self._bytes += len(data)
+        self._loop.call_at(due, self._send)
+        self._read_or_wait()
+
+    def _send(self) -> None:
+        data = self._under_way.popleft()
+        self._bytes -= len(data)
+        self._ended = not data
+        if self._other is not None:
+            self._other.write(data)
+        self._read_or_wait()
+
+    def _read_or_wait(self) -> None:
+        if self._transport.is_closing():
             return
+        if self._receiver_is_slow or self._bytes >= LINE_BYTES:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other end learns it, after what is under way."""
+        if self._other is not None:
+            self._loop.call_at(max(self._last_due, self._loop.time()), self._other.close)
+
+    # What goes out: it came in on the other line.
+
+    def write(self, data: bytes) -> None:
+        """Send, or end the stream where there is nothing; a peer that has gone gets nothing more."""
+        if self._transport.is_closing():
+            return
+        if data:
+            self._transport.write(data)
+            return
+        self._transport.write_eof()
+        if self._ended and self._other is not None:
+            self.close()
+            self._other.close()
+
+    def pause_writing(self) -> None:
+        if self._other is not None:
+            self._other.note_receiver(is_slow=True)
+
+    def resume_writing(self) -> None:
+        if self._other is not None:
+            self._other.note_receiver(is_slow=False)
+
+    def note_receiver(self, *, is_slow: bool) -> None:
+        """Whether whoever this line leads to has enough for now."""
+        self._receiver_is_slow = is_slow
+        self._read_or_wait()
 
 
-async def _drain(line: DelayLine, writer: asyncio.StreamWriter) -> None:
-    while data := await line.get():
-        writer.write(data)
-        await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Relay:
-    """Listens, and joins each connection to one of its own to the target."""
+    """Joins each connection that is accepted to one of its own to the target. `delay_s` is a round trip."""
 
-    target_host: str
-    target_port: int
-    delay_s: float
+    def __init__(self, target: tuple[str, int], delay_s: float) -> None:
+        self._target = target
+        self._delay_s = delay_s
+        self._connecting: set[asyncio.Task[None]] = set()
 
-    async def handle(self, near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
+    async def listen(self, host: str, port: int) -> asyncio.Server:
+        """The server that accepts them."""
+        return await asyncio.get_running_loop().create_server(self._accept, host, port)
+
+    def _accept(self) -> Line:
+        return Line(self._delay_s, first_extra_s=self._delay_s, made=self._connect)
+
+    def _connect(self, near: Line) -> None:
+        task = asyncio.ensure_future(self._join_to_target(near))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _join_to_target(self, near: Line) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection(
-                self.target_host, self.target_port, limit=2 * READ_BYTES
-            )
+            _, far = await asyncio.get_running_loop().create_connection(lambda: Line(0.0), *self._target)
         except OSError:
-            near_writer.close()
+            near.close()
             return
-        up = DelayLine(self.delay_s, first_extra_s=2 * self.delay_s)
-        down = DelayLine(self.delay_s)
-        try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(_feed(near_reader, up))
-                both.create_task(_drain(up, far_writer))
-                both.create_task(_feed(far_reader, down))
-                both.create_task(_drain(down, near_writer))
-        except* OSError:
-            pass  # a peer went away: the other end learns it by the close below
-        finally:
-            near_writer.close()
-            far_writer.close()
+        near.join(far)
+        far.join(near)
 
-    async def serve(self, host: str, port: int) -> None:
-        server = await asyncio.start_server(self.handle, host, port, limit=2 * READ_BYTES)
-        async with server:
-            await server.serve_forever()
+
+async def _serve(relay: Relay, host: str, port: int) -> None:
+    async with await relay.listen(host, port) as server:
+        await server.serve_forever()
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -118,11 +172,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="fastpull.lab.relay", description="TCP relay that adds latency")
     parser.add_argument("--listen", type=_address, required=True, metavar="HOST:PORT")
     parser.add_argument("--target", type=_address, required=True, metavar="HOST:PORT")
-    parser.add_argument("--delay-ms", type=float, required=True, help="for each direction")
+    parser.add_argument("--rtt-ms", type=float, required=True, help="of a round trip")
     given = parser.parse_args()
-    relay = Relay(target_host=given.target[0], target_port=given.target[1], delay_s=given.delay_ms / 1000)
+    relay = Relay(given.target, delay_s=given.rtt_ms / 1000)
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(relay.serve(*given.listen))
+        uvloop.run(_serve(relay, *given.listen))
 
 
 if __name__ == "__main__":

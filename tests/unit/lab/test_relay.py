@@ -1,42 +1,96 @@
-"""The relay's delay line: order kept, every byte late by the delay, bounded."""
+"""The relay: order kept, what is asked late by a round trip, what is under way bounded."""
 
 import asyncio
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
 from fastpull.lab import relay
-from fastpull.lab.relay import DelayLine, Relay
+from fastpull.lab.relay import Relay
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-async def test_bytes_come_late_and_in_order() -> None:
-    line = DelayLine(0.05)
-    began = time.monotonic()
-    for word in (b"one", b"two", b""):
-        await line.put(word)
-    assert [await line.get() for _ in range(3)] == [b"one", b"two", b""]
-    assert 0.05 <= time.monotonic() - began < 0.15
+@asynccontextmanager
+async def through(delay_s: float, handler: Handler) -> AsyncIterator[Streams]:
+    """A connection to a server, with a relay in between."""
+    behind = await asyncio.start_server(handler, "127.0.0.1", 0)
+    front = await Relay(behind.sockets[0].getsockname(), delay_s=delay_s).listen("127.0.0.1", 0)
+    async with behind, front:
+        reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+async def test_each_question_takes_a_round_trip_and_the_first_one_two() -> None:
+    async with through(0.05, echo) as (reader, writer):
+        for least_s in (0.1, 0.05, 0.05):
+            began = time.monotonic()
+            writer.write(b"word")
+            assert await reader.readexactly(4) == b"word"
+            assert least_s - 0.002 <= time.monotonic() - began < least_s + 0.045
 
 
 async def test_what_follows_the_first_bytes_does_not_overtake_them() -> None:
-    line = DelayLine(0.01, first_extra_s=0.05)
-    began = time.monotonic()
-    await line.put(b"first")
-    await line.put(b"second")
-    assert [await line.get(), await line.get()] == [b"first", b"second"]
-    assert time.monotonic() - began >= 0.06
+    async with through(0.02, echo) as (reader, writer):
+        for number in range(50):
+            writer.write(f"{number:4}".encode())
+            await asyncio.sleep(0.001)
+        assert await reader.readexactly(200) == b"".join(f"{number:4}".encode() for number in range(50))
 
 
 async def test_a_full_line_holds_the_sender_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "QUEUE_BYTES", 10)
-    line = DelayLine(0)
-    await line.put(bytes(10))
-    blocked = asyncio.ensure_future(line.put(b"x"))
-    await asyncio.sleep(0.02)
-    assert not blocked.done()
-    assert await line.get() == bytes(10)
-    await blocked
-    assert await line.get() == b"x"
+    monkeypatch.setattr(relay, "LINE_BYTES", 1 << 20)
+    received = 0
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        while data := await reader.read(1 << 20):
+            received += len(data)
+        writer.close()
+
+    async with through(0.2, count) as (reader, writer):
+        sent = 32 << 20
+        writer.write(bytes(sent))
+        writer.write_eof()
+        await asyncio.sleep(0.35)
+        assert writer.transport.get_write_buffer_size() > 0
+        assert await reader.read() == b""
+    assert received == sent
+
+
+async def test_a_slow_receiver_slows_the_sender() -> None:
+    sent = 0
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        for _number in range(64):
+            writer.write(bytes(1 << 20))
+            await writer.drain()
+            sent += 1 << 20
+        writer.close()
+
+    async with through(0.001, flood) as (reader, writer):
+        writer.write(b"?")
+        await asyncio.sleep(0.3)
+        assert sent < 64 << 20
+        received = 0
+        while data := await reader.read(1 << 20):
+            received += len(data)
+        assert received == 64 << 20
 
 
 async def test_both_directions_and_their_ends_get_through() -> None:
@@ -45,17 +99,22 @@ async def test_both_directions_and_their_ends_get_through() -> None:
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(shout, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    through = Relay(target_host="127.0.0.1", target_port=port, delay_s=0.02)
-    front = await asyncio.start_server(through.handle, "127.0.0.1", 0)
-    async with server, front:
+    async with through(0.04, shout) as (reader, writer):
         began = time.monotonic()
-        reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
         writer.write(b"quiet words")
         writer.write_eof()
         assert await reader.read() == b"QUIET WORDS"
         # One round trip for the connection's sake, one for the bytes.
         assert time.monotonic() - began >= 0.08
+
+
+async def test_a_target_that_refuses_ends_the_connection() -> None:
+    taken = await asyncio.start_server(echo, "127.0.0.1", 0)
+    target = taken.sockets[0].getsockname()
+    taken.close()
+    await taken.wait_closed()
+    front = await Relay(target, delay_s=0.01).listen("127.0.0.1", 0)
+    async with front:
+        reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
+        assert await reader.read() == b""
         writer.close()
-        await writer.wait_closed()
