@@ -198,8 +198,8 @@ class Governor:
 
     def fetched(self, digest: str) -> dict[str, int]:
         """Compressed bytes received for a layer, by priority."""
-        meter = self._transfers.meters.get(digest)
-        return {str(priority): count for priority, count in meter.bytes.items()} if meter else {}
+        received = self._transfers.received.get(digest)
+        return {str(priority): received[priority] for priority in Priority} if received else {}
 
     # Deciding.
 

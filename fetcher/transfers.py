@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,7 +81,7 @@ class Transfers:
         self._arrived = arrived
         self.shared = SharedFrames()
         self.meter = Meter()
-        self.meters: dict[str, Meter] = {}
+        self.received: dict[str, Counter[Priority]] = {}  # compressed bytes of each layer
         self.reused_bytes = 0
 
     def close(self) -> None:
@@ -144,7 +145,7 @@ class Transfers:
         ):
             async for chunk in chunks:
                 self.meter.add(run.priority, len(chunk))
-                self.meters.setdefault(run.layer.digest, Meter()).add(run.priority, len(chunk))
+                self.received.setdefault(run.layer.digest, Counter())[run.priority] += len(chunk)
                 for frame, data in assembler.feed(chunk):
                     await decoder.add(frame, data, at_once=urgent or frame.number in queue.waiters)
                 run.received_to = assembler.received_to
