@@ -20,11 +20,8 @@ class SharedFrames:
     def __init__(self) -> None:
         self._elsewhere: dict[str, dict[int, tuple[Layer, int]]] = {}
 
-    def look_up(self, layer: Layer, others: Iterable[Layer]) -> int:
-        """Find a layer's frames among those of others, and those it has more than once.
-
-        Returns how many were found. Not for the event loop.
-        """
+    def look_up(self, layer: Layer, others: Iterable[Layer]) -> None:
+        """Find a layer's frames among those of others, and those it has more than once. Not for the event loop."""
         first: dict[bytes, int] = {}
         again: list[tuple[int, int]] = []
         for number, (_, _, digest) in enumerate(layer.frames.rows()):
@@ -41,7 +38,6 @@ class SharedFrames:
         for number, same in again:
             found[number] = found.get(same, (layer, same))
         self._elsewhere[layer.digest] = found
-        return len(found)
 
     @staticmethod
     def _better(known: tuple[Layer, int] | None, other: Layer, number: int) -> bool:

@@ -36,7 +36,8 @@ class Line(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._other: Line | None = None
-        self._under_way: deque[bytes] = deque()
+        #: Bytes, none at the end of the stream; None when the connection is gone.
+        self._under_way: deque[bytes | None] = deque()
         self._bytes = 0
         self._last_due = 0.0
         self._receiver_is_slow = False
@@ -70,21 +71,28 @@ class Line(asyncio.Protocol):
         self._send_later(b"")
         return True  # the other direction goes on
 
-    def _send_later(self, data: bytes) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The other end learns it, after what is under way."""
+        self._send_later(None)
+
+    def _send_later(self, data: bytes | None) -> None:
         # Never before what is under way already: the first bytes carry the extra wait.
         due = max(self._last_due, self._loop.time() + self._delay_s + self._first_extra_s)
         self._last_due, self._first_extra_s = due, 0.0
         self._under_way.append(data)
-        self._bytes += len(data)
+        self._bytes += len(data or b"")
         self._loop.call_at(due, self._send)
         self._read_or_wait()
 
     def _send(self) -> None:
         data = self._under_way.popleft()
-        self._bytes -= len(data)
+        self._bytes -= len(data or b"")
         self._ended = not data
         if self._other is not None:
-            self._other.write(data)
+            if data is None:
+                self._other.close()
+            else:
+                self._other.write(data)
         self._read_or_wait()
 
     def _read_or_wait(self) -> None:
@@ -94,11 +102,6 @@ class Line(asyncio.Protocol):
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The other end learns it, after what is under way."""
-        if self._other is not None:
-            self._loop.call_at(max(self._last_due, self._loop.time()), self._other.close)
 
     # What goes out: it came in on the other line.
 

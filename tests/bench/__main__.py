@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def main(
     """Measure fastpull against plain overlayfs, both in this run, on this machine. Needs root."""
     if os.geteuid() != 0:
         raise click.ClickException("the benchmarks need root")
+    # As Ctrl-C: whatever was set up is taken down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # A pipe has no width of its own; the table needs some.
     console = Console(width=None if sys.stdout.isatty() else 180)
     report = Report(machine=Machine(cores=os.cpu_count() or 0), runs=runs)
