@@ -24,7 +24,7 @@ BACKLOG_BYTES = 1024 * 1024
 class Line(asyncio.Protocol):
     """One direction of a connection: what comes in here goes out at the other direction's end, `delay_s` later.
 
-    So does the end of the stream. Nothing is read before `join`.
+    So does the end of the stream. What is read before `join`, as uvloop does, waits for it.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Line(asyncio.Protocol):
         #: Bytes, none at the end of the stream; None when the connection is gone.
         self._under_way: deque[bytes | None] = deque()
         self._bytes = 0
+        self._overdue = 0
         self._last_due = 0.0
         self._receiver_is_slow = False
         self._ended = False
@@ -46,6 +47,9 @@ class Line(asyncio.Protocol):
     def join(self, other: "Line") -> None:
         """Begin."""
         self._other = other
+        while self._overdue:
+            self._overdue -= 1
+            self._send()
         self._read_or_wait()
 
     def close(self) -> None:
@@ -62,9 +66,9 @@ class Line(asyncio.Protocol):
             self._made(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._delay_s:
+        if self._delay_s or self._under_way or self._other is None:
             self._send_later(data)
-        elif self._other is not None:
+        else:
             self._other.write(data)
 
     def eof_received(self) -> bool:
@@ -85,14 +89,16 @@ class Line(asyncio.Protocol):
         self._read_or_wait()
 
     def _send(self) -> None:
+        if self._other is None:
+            self._overdue += 1
+            return
         data = self._under_way.popleft()
         self._bytes -= len(data or b"")
         self._ended = not data
-        if self._other is not None:
-            if data is None:
-                self._other.close()
-            else:
-                self._other.write(data)
+        if data is None:
+            self._other.close()
+        else:
+            self._other.write(data)
         self._read_or_wait()
 
     def _read_or_wait(self) -> None:

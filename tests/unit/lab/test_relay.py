@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 
 from fastpull.lab import relay
-from fastpull.lab.relay import Relay
+from fastpull.lab.relay import Line, Relay
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -121,6 +122,22 @@ async def test_what_was_said_before_a_connection_broke_still_arrives() -> None:
         await asyncio.sleep(0.02)
         writer.transport.abort()
         assert await asyncio.wait_for(received, 10) == 20 * b"word"
+
+
+def test_what_is_said_before_the_target_is_reached_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    join = Relay._join_to_target
+
+    async def join_late(through: Relay, near: Line) -> None:
+        await asyncio.sleep(0.1)
+        await join(through, near)
+
+    async def ask() -> bytes:
+        async with through(0.005, echo) as (reader, writer):
+            writer.write(b"early")
+            return await asyncio.wait_for(reader.readexactly(5), 5)
+
+    monkeypatch.setattr(Relay, "_join_to_target", join_late)
+    assert uvloop.run(ask()) == b"early"  # the relay's own loop: it reads sooner than asyncio's
 
 
 async def test_a_target_that_refuses_ends_the_connection() -> None:
