@@ -72,7 +72,7 @@ class EagerPlane:
 
     async def unmount(self, layer: Layer) -> None:
         """The files stay until the layer is evicted. Only another plane's mount over them is taken away."""
-        await asyncio.to_thread(_unmount, layer)
+        await asyncio.to_thread(kernel.umount_all, layer.mount_point)
 
     async def close(self) -> None:
         """Nothing to do."""
@@ -123,8 +123,3 @@ async def _unpack(layer: Layer) -> None:
         reason = complaint.decode(errors="replace").strip().rpartition("\n")[2]
         code = process.returncode if process.returncode > 1 else errno.EIO  # 1: a traceback; negative: killed
         raise OSError(code, f"unpacking failed: {reason or process.returncode}", os.fspath(layer.mount_point))
-
-
-def _unmount(layer: Layer) -> None:
-    if layer.mount_point.is_mount():
-        kernel.umount(layer.mount_point, kernel.MNT_DETACH)

@@ -19,6 +19,7 @@ from pathlib import Path
 import structlog
 
 from fetcher import kernel
+from fetcher.erofs_mount import ErofsMounter
 from fetcher.governor import Governor
 from fetcher.journal import SLOTS, Journal, Unanswered
 from fetcher.keeper_client import KeeperClient
@@ -48,6 +49,7 @@ class FanotifyPlane:
         self._governor = governor
         self._keeper_socket = keeper_socket
         self._touches = touches
+        self._mounter = ErofsMounter(file_backed=True)
         self._layers: dict[int, Layer] = {}
         self._complete: set[int] = set()
         self._inherited: set[int] = set()
@@ -206,11 +208,15 @@ class FanotifyPlane:
         """Show the layer's files at its mount point. Idempotent; raises OSError."""
         if layer.state is not LayerState.COMPLETE or layer.watched:
             self.protect(layer)
-        await asyncio.to_thread(_mount, layer)
+        over = (layer.metadata_path, layer.tar_path, layer.mount_point)
+        if layer.inode in self._layers:
+            await asyncio.to_thread(self._mounter.mount, *over, direct=False)
+        else:
+            await asyncio.to_thread(self._mounter.mount_complete, *over)
 
     async def unmount(self, layer: Layer) -> None:
         """Take the mount point away. Overlays that already use it go on, and so does the layer's protection."""
-        await asyncio.to_thread(_unmount, layer)
+        await asyncio.to_thread(kernel.umount_all, layer.mount_point)
 
     # Events.
 
@@ -325,13 +331,3 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _mount(layer: Layer) -> None:
-    if not layer.mount_point.is_mount():
-        kernel.mount_erofs(layer.metadata_path, [layer.tar_path], layer.mount_point)
-
-
-def _unmount(layer: Layer) -> None:
-    if layer.mount_point.is_mount():
-        kernel.umount(layer.mount_point, kernel.MNT_DETACH)

@@ -23,8 +23,8 @@ import structlog
 
 from fetcher import fuse_protocol as protocol
 from fetcher import kernel
+from fetcher.erofs_mount import ErofsMounter
 from fetcher.fuse_journal import FuseJournal
-from fetcher.fuse_mount import ErofsMounter
 from fetcher.fuse_protocol import UNANSWERED, Opcode, Request
 from fetcher.fuse_session import MAX_READ_BYTES, FuseSession, is_alive, open_device
 from fetcher.governor import Governor
@@ -180,10 +180,13 @@ class FusePlane:
             await self._renew_session()
         await asyncio.to_thread(self._forget_evicted)
         served = layer.state is not LayerState.COMPLETE or layer.watched
-        if served:
-            self.protect(layer)
-        device = self._mount_point / layer.directory.name if served else layer.tar_path
-        await asyncio.to_thread(self._mounter.mount, layer.metadata_path, device, layer.mount_point, served=served)
+        if not served:
+            over = (layer.metadata_path, layer.tar_path, layer.mount_point)
+            await asyncio.to_thread(self._mounter.mount_complete, *over)
+            return
+        self.protect(layer)
+        device = self._mount_point / layer.directory.name
+        await asyncio.to_thread(self._mounter.mount, layer.metadata_path, device, layer.mount_point, direct=True)
 
     def _forget_evicted(self) -> None:
         for node, layer in list(self._layers.items()):
@@ -196,7 +199,7 @@ class FusePlane:
         The mount point is gone at once, but the kernel then waits for the pages that killed readers left unanswered;
         that must not keep the caller from telling the governor that nobody wants them any more.
         """
-        unmounting = asyncio.ensure_future(asyncio.to_thread(_unmount, layer))
+        unmounting = asyncio.ensure_future(asyncio.to_thread(kernel.umount_all, layer.mount_point))
         self._unmounting.add(unmounting)
         unmounting.add_done_callback(self._unmounting.discard)
         done, _ = await asyncio.wait({unmounting}, timeout=UNMOUNT_PATIENCE_S)
@@ -311,8 +314,3 @@ def _mounted(layers: list[Layer]) -> list[Layer]:
     """The layers whose mount point is one, found without touching any."""
     points = {point for top in {layer.directory.parent for layer in layers} for point, _ in kernel.mounts_below(top)}
     return [layer for layer in layers if Path(os.path.realpath(layer.directory)) / layer.mount_point.name in points]
-
-
-def _unmount(layer: Layer) -> None:
-    if layer.mount_point.is_mount():
-        kernel.umount(layer.mount_point, kernel.MNT_DETACH)

@@ -19,7 +19,7 @@ import pytest
 
 import fetcher.fuse
 from fetcher import kernel, planes
-from fetcher.fuse_mount import ErofsMounter
+from fetcher.erofs_mount import ErofsMounter
 from fetcher.model import FetcherConfig, GovernorConfig, LayerState
 from fetcher.node import Fetcher
 from fetcher.planes import Capabilities, PlaneUnavailable

@@ -1,0 +1,164 @@
+"""Mounts EROFS over a layer file, whatever the kernel wants it to lie on, past caches that would only cost.
+
+``docs/design/0002-data-planes.md``, "Which cache", has the figures.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+
+from fetcher import kernel
+from fetcher.fuse_loop import loop_device
+
+log = structlog.get_logger(__name__)
+
+#: A complete layer file with less than this share of its pages in memory is read by direct I/O.
+WARM_SHARE = 0.25
+#: What is looked at to tell: 8 MiB at most, 0.2 ms.
+SAMPLES = 64
+SAMPLE_BYTES = 128 << 10
+DIRECT = "directio"
+
+
+class ErofsMounter:
+    """Mounts from files where the kernel can (Linux >= 6.12), else through loop devices; finds out by trying."""
+
+    def __init__(self, *, file_backed: bool | None = None) -> None:
+        self._file_backed = file_backed
+        self._settled: dict[Path, int] = {}  # st_dev of mounts that need not be looked at again
+
+    def mount(self, metadata: Path, device: Path, target: Path, *, direct: bool) -> None:
+        """Mount unless it is mounted. Raises OSError.
+
+        ``direct``: the device's own pages are bypassed. For a file of the FUSE session, which is cached where it comes
+        from and above EROFS; not for a layer file that is being written, whose pages are the quickest way.
+        Blocks, on answers of the FUSE session too: not for the thread that gives them.
+        """
+        if target.is_mount():
+            return
+        self._settled.pop(target, None)
+        if self._file_backed is not False and self._mount_files(metadata, device, target, direct=direct):
+            return
+        with ExitStack() as stack:
+            lower = stack.enter_context(loop_device(metadata, direct=False))
+            extra = stack.enter_context(loop_device(device, direct=direct))
+            kernel.mount_erofs(lower, [extra], target)
+
+    def mount_complete(self, metadata: Path, tar: Path, target: Path) -> None:
+        """The same over a complete layer file without a mark: by direct I/O if it is out of the page cache.
+
+        If it is mounted otherwise, and nobody uses that mount, it is replaced. Raises OSError; blocks.
+        """
+        if target.is_mount() and self._settled.get(target) == target.stat().st_dev:
+            return
+        if not is_cold(tar):
+            self.mount(metadata, tar, target, direct=False)
+            return
+        if not target.is_mount():
+            self.mount(metadata, tar, target, direct=True)
+        elif self._file_backed is False or not _made_direct(metadata, tar, target):
+            return
+        self._settled[target] = target.stat().st_dev
+
+    def _mount_files(self, metadata: Path, device: Path, target: Path, *, direct: bool) -> bool:
+        try:
+            _mount_from_files(metadata, device, target, direct=direct)
+        except OSError as error:
+            if error.errno != errno.ENOTBLK or self._file_backed:
+                raise
+            log.info("erofs_needs_block_devices")
+            self._file_backed = False
+            return False
+        self._file_backed = True
+        return True
+
+
+def _mount_from_files(metadata: Path, device: Path, target: Path, *, direct: bool) -> None:
+    if direct:
+        try:
+            _mount_direct(metadata, device, target)
+        except OSError as error:
+            # EROFS has the option since Linux 6.13 (6422cde1b0d5).
+            if error.errno != errno.EINVAL:
+                raise
+        else:
+            return
+    kernel.mount_erofs(metadata, [device], target)
+
+
+def _mount_direct(metadata: Path, device: Path, target: Path, *, beneath: bool = False) -> None:
+    options = [("source", metadata), ("device", device), (DIRECT, None)]
+    kernel.mount_new("erofs", target, options, beneath=beneath)
+
+
+def is_cold(file: Path) -> bool:
+    """Whether most of what a file occupies is out of the page cache; no where the kernel cannot tell. Raises OSError.
+
+    A large file is judged by samples. Holes are not counted. What was evicted for want of memory a moment ago counts as
+    in memory: pages of EROFS that were made of it may be there still, and a new mount would be without them.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = os.fstat(fd)
+        step = max(SAMPLE_BYTES, status.st_size // SAMPLES)
+        samples = [kernel.cachestat(fd, offset, SAMPLE_BYTES) for offset in range(0, status.st_size, step)]
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM):  # the latter from a filter of system calls
+            raise
+        return False
+    finally:
+        os.close(fd)
+    warm = sum(sample.nr_cache + sample.nr_recently_evicted for sample in samples)
+    return warm * os.sysconf("SC_PAGE_SIZE") < status.st_blocks * 512 * SAMPLE_BYTES / step * WARM_SHARE
+
+
+def _made_direct(metadata: Path, tar: Path, target: Path) -> bool:
+    """Have a direct mount instead of another one that nobody uses; whether one is there now, or was already.
+
+    The new one goes beneath the old one, so there is no moment without: whoever was told of the mount point a moment
+    ago may be about to make an overlay of it. Killed in between, or with a file open on the old one, both stay, and the
+    next call finds the new one there. What fails leaves what is there.
+    """
+    point = Path(os.path.realpath(target))
+    mounts = kernel.mounts(containing=point.parent.name)
+    here = {mount.device: mount for mount in mounts if mount.point == point}
+    shown = here.get(point.stat().st_dev)
+    if shown is not None and _is_direct(shown):
+        return True
+    if shown is None or is_used(point, mounts):
+        return False
+    try:
+        if not any(map(_is_direct, here.values())):
+            _mount_direct(metadata, tar, point, beneath=True)
+        kernel.umount(point)
+    except OSError as error:
+        log.info("mount_not_replaced", target=str(point), error=str(error))
+        return False
+    return True
+
+
+def _is_direct(mount: kernel.Mount) -> bool:
+    return DIRECT in mount.options
+
+
+def is_used(point: Path, mounts: Iterable[kernel.Mount]) -> bool:
+    """Whether an overlay lies on a layer's mount point, or its mount is bound elsewhere, as far as ``mounts`` tell.
+
+    containerd shortens the paths of long chains to relative ones, so only their ends are compared. An overlay of
+    another mount namespace is not seen: it goes on with the super block it has. Pure.
+    """
+    mounts = list(mounts)
+    devices = {mount.device for mount in mounts if mount.point == point}
+    tail = f"{point.parent.name}/{point.name}"
+    return any(
+        any(option.startswith("lowerdir") and tail in option for option in mount.options)
+        if mount.kind == "overlay"
+        else mount.device in devices and mount.point != point
+        for mount in mounts
+    )

@@ -1,0 +1,264 @@
+"""When a complete layer is mounted by direct I/O: its file out of the page cache, and nobody on the mount there is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fetcher import kernel
+from fetcher.erofs_mount import is_cold
+from fetcher.model import FetcherConfig, LayerState
+from fetcher.node import Fetcher
+from fetcher.registry import Origin, RegistryConfig
+from fetcher.teardown import teardown
+from tests.harness.fake_registry import FakeRegistry
+from tests.harness.layers import TestLayer, make_layer
+
+pytestmark = pytest.mark.root
+
+REPOSITORY = "team/app"
+#: A system call that no kernel has.
+NO_SUCH_CALL = 1023
+MS_BIND = 0x1000  # include/uapi/linux/mount.h
+
+
+@pytest.fixture(scope="module")
+def layer() -> TestLayer:
+    """Larger than what is looked at of a layer file at once; two thirds of it are a hole."""
+    noise = random.Random(17)
+    files = {"big": noise.randbytes(12 << 20), "small": noise.randbytes(5000), "zeros": bytes(24 << 20)}
+    return make_layer(files, frame_bytes=256 << 10)
+
+
+@pytest.fixture
+async def registry(layer: TestLayer) -> AsyncIterator[FakeRegistry]:
+    async with FakeRegistry() as served:
+        served.add_blob(REPOSITORY, layer.blob)
+        yield served
+
+
+@pytest.fixture(params=["fanotify", "fuse"])
+def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FetcherConfig]:
+    made = FetcherConfig(
+        root=tmp_path / "root",
+        run=tmp_path / "run",
+        registry=RegistryConfig(),
+        data_plane=request.param,
+        background_fill=True,
+    )
+    yield made
+    teardown(made.root, made.run)
+
+
+@pytest.fixture
+async def fetcher(config: FetcherConfig, layer: TestLayer, registry: FakeRegistry) -> AsyncIterator[Fetcher]:
+    """With the layer complete, retained and not mounted."""
+    async with Fetcher(config) as running:
+        await running.admit(layer.ref, [Origin(host=registry.host, repository=REPOSITORY)])
+        await running.retain(layer.ref.digest)
+        async with asyncio.timeout(20):
+            while running.status().layers[0].state is not LayerState.COMPLETE:
+                await asyncio.sleep(0.02)
+        yield running
+
+
+def tar_of(fetcher: Fetcher, layer: TestLayer) -> Path:
+    found = fetcher.layer(layer.ref.digest)
+    assert found is not None
+    return found.tar_path
+
+
+def cool(tar: Path) -> None:
+    """Out of the page cache, as after a reboot."""
+    fd = os.open(tar, os.O_RDONLY)
+    try:
+        os.fdatasync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def how(files: Path) -> list[str]:
+    """How a layer is mounted, once for each mount at its mount point."""
+    here = [mount for mount in kernel.mounts() if mount.point == files]
+    return sorted("direct" if "directio" in mount.options else "buffered" for mount in here)
+
+
+@contextmanager
+def overlay_on(lower: Path, space: Path) -> Iterator[Path]:
+    """A container's root file system."""
+    for name in ("base", "merged", "upper", "work"):
+        (space / name).mkdir()
+    options = f"lowerdir={lower}:{space / 'base'},upperdir={space / 'upper'},workdir={space / 'work'}"
+    kernel.mount("overlay", space / "merged", "overlay", data=options)
+    try:
+        yield space / "merged"
+    finally:
+        kernel.umount(space / "merged")
+
+
+@contextmanager
+def bind_of(files: Path, space: Path) -> Iterator[Path]:
+    """A view of one layer."""
+    (space / "bound").mkdir()
+    kernel.mount(str(files), space / "bound", "", MS_BIND)
+    try:
+        yield space / "bound"
+    finally:
+        kernel.umount(space / "bound")
+
+
+async def check(files: Path, layer: TestLayer) -> None:
+    for name, data in layer.files.items():
+        assert await asyncio.to_thread((files / name).read_bytes) == data, name
+
+
+async def test_in_memory_is_buffered(fetcher: Fetcher, layer: TestLayer) -> None:
+    assert not is_cold(tar_of(fetcher, layer))
+    files = await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["buffered"]
+    await check(files, layer)
+
+
+async def test_out_of_memory_is_direct_and_stays_so(fetcher: Fetcher, layer: TestLayer) -> None:
+    cool(tar_of(fetcher, layer))
+    files = await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["direct"]
+    await check(files, layer)
+    assert is_cold(tar_of(fetcher, layer))  # nothing of it was read through its own pages
+    tar_of(fetcher, layer).read_bytes()
+    mounted = files.stat().st_dev
+    await fetcher.mount(layer.ref.digest)
+    assert (how(files), files.stat().st_dev) == (["direct"], mounted)
+
+
+async def test_a_mount_that_nobody_uses_is_replaced(fetcher: Fetcher, config: FetcherConfig, layer: TestLayer) -> None:
+    files = await fetcher.mount(layer.ref.digest)
+    cool(tar_of(fetcher, layer))
+    await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["direct"]
+    await check(files, layer)
+    await fetcher.release(layer.ref.digest)
+    assert not kernel.mounts_below(config.root)
+
+
+@pytest.mark.parametrize("names", ["absolute", "relative"])
+async def test_a_mount_under_an_overlay_stays(
+    fetcher: Fetcher, layer: TestLayer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    files = await fetcher.mount(layer.ref.digest)
+    layers = files.parent.parent
+    lower = files
+    if names == "relative":  # as containerd does it where options would get too long
+        monkeypatch.chdir(layers)
+        lower = files.relative_to(layers)
+    with overlay_on(lower, tmp_path) as merged:
+        cool(tar_of(fetcher, layer))
+        await fetcher.mount(layer.ref.digest)
+        assert how(files) == ["buffered"]
+        await check(merged, layer)
+    cool(tar_of(fetcher, layer))
+    await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["direct"]
+
+
+async def test_a_mount_that_is_bound_elsewhere_stays(fetcher: Fetcher, layer: TestLayer, tmp_path: Path) -> None:
+    files = await fetcher.mount(layer.ref.digest)
+    with bind_of(files, tmp_path) as bound:
+        cool(tar_of(fetcher, layer))
+        await fetcher.mount(layer.ref.digest)
+        assert how(files) == ["buffered"]
+        await check(bound, layer)
+
+
+async def test_an_open_file_keeps_the_mount_until_it_is_closed(fetcher: Fetcher, layer: TestLayer) -> None:
+    files = await fetcher.mount(layer.ref.digest)
+    with (files / "big").open("rb") as opened:
+        shown = files.stat().st_dev
+        for _ in range(2):
+            cool(tar_of(fetcher, layer))
+            await fetcher.mount(layer.ref.digest)
+            assert (how(files), files.stat().st_dev) == (["buffered", "direct"], shown)
+        assert await asyncio.to_thread(opened.read) == layer.files["big"]
+    cool(tar_of(fetcher, layer))
+    await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["direct"]
+    await check(files, layer)
+
+
+async def test_killed_while_it_replaced_a_mount(fetcher: Fetcher, layer: TestLayer) -> None:
+    files = await fetcher.mount(layer.ref.digest)
+    options = [("source", files.parent / "meta.erofs"), ("device", tar_of(fetcher, layer)), ("directio", None)]
+    kernel.mount_new("erofs", files, options, beneath=True)
+    assert how(files) == ["buffered", "direct"]
+    await fetcher.release(layer.ref.digest)
+    assert not how(files)
+    await fetcher.retain(layer.ref.digest)
+    await fetcher.mount(layer.ref.digest)
+    kernel.mount_new("erofs", files, options, beneath=True)
+    cool(tar_of(fetcher, layer))
+    await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["direct"]
+    await check(files, layer)
+
+
+async def test_a_new_daemon_goes_on_with_what_is_mounted(
+    config: FetcherConfig, fetcher: Fetcher, layer: TestLayer
+) -> None:
+    cool(tar_of(fetcher, layer))
+    files = await fetcher.mount(layer.ref.digest)
+    mounted = files.stat().st_dev
+    await fetcher.__aexit__()
+    async with Fetcher(config) as successor:
+        await successor.retain(layer.ref.digest)
+        await successor.mount(layer.ref.digest)
+        assert (how(files), files.stat().st_dev) == (["direct"], mounted)
+        await check(files, layer)
+
+
+async def test_without_cachestat_all_is_buffered(
+    fetcher: Fetcher, layer: TestLayer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "SYS_cachestat", NO_SUCH_CALL)
+    for _ in range(2):
+        cool(tar_of(fetcher, layer))
+        files = await fetcher.mount(layer.ref.digest)
+        assert how(files) == ["buffered"]
+    await check(files, layer)
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_a_layer_whose_reads_are_watched_is_left_alone(fetcher: Fetcher, layer: TestLayer) -> None:
+    found = fetcher.layer(layer.ref.digest)
+    assert found is not None
+    fetcher.plane.protect(found)
+    cool(found.tar_path)
+    files = await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["buffered"]
+    fetcher.plane.unprotect(found)
+    await fetcher.mount(layer.ref.digest)
+    assert how(files) == ["direct"]
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_an_incomplete_layer_is_never_direct(
+    config: FetcherConfig, layer: TestLayer, registry: FakeRegistry
+) -> None:
+    """Its fresh pages are in the page cache and nowhere else."""
+    async with Fetcher(replace(config, background_fill=False)) as fetcher:
+        await fetcher.admit(layer.ref, [Origin(host=registry.host, repository=REPOSITORY)])
+        await fetcher.retain(layer.ref.digest)
+        cool(tar_of(fetcher, layer))
+        files = await fetcher.mount(layer.ref.digest)
+        assert await asyncio.to_thread((files / "small").read_bytes) == layer.files["small"]
+        cool(tar_of(fetcher, layer))
+        await fetcher.mount(layer.ref.digest)
+        assert how(files) == ["buffered"]
+        await check(files, layer)
