@@ -1,4 +1,4 @@
-"""When a complete layer is mounted by direct I/O: its file out of the page cache, and nobody on the mount there is."""
+"""When a complete layer is mounted by direct I/O: large files, out of the page cache, nobody on the mount there is."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ REPOSITORY = "team/app"
 #: A system call that no kernel has.
 NO_SUCH_CALL = 1023
 MS_BIND = 0x1000  # include/uapi/linux/mount.h
+
+
+@pytest.fixture(scope="module")
+def small_files() -> TestLayer:
+    noise = random.Random(18)
+    return make_layer({f"dir/{number}": noise.randbytes(9000) for number in range(400)}, frame_bytes=256 << 10)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +67,17 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FetcherCo
 async def fetcher(config: FetcherConfig, layer: TestLayer, registry: FakeRegistry) -> AsyncIterator[Fetcher]:
     """With the layer complete, retained and not mounted."""
     async with Fetcher(config) as running:
-        await running.admit(layer.ref, [Origin(host=registry.host, repository=REPOSITORY)])
-        await running.retain(layer.ref.digest)
-        async with asyncio.timeout(20):
-            while running.status().layers[0].state is not LayerState.COMPLETE:
-                await asyncio.sleep(0.02)
+        await fetch(running, layer, registry)
         yield running
+
+
+async def fetch(fetcher: Fetcher, layer: TestLayer, registry: FakeRegistry) -> None:
+    """Until it is complete."""
+    await fetcher.admit(layer.ref, [Origin(host=registry.host, repository=REPOSITORY)])
+    await fetcher.retain(layer.ref.digest)
+    async with asyncio.timeout(20):
+        while any(status.state is not LayerState.COMPLETE for status in fetcher.status().layers):
+            await asyncio.sleep(0.02)
 
 
 def tar_of(fetcher: Fetcher, layer: TestLayer) -> Path:
@@ -137,6 +148,15 @@ async def test_out_of_memory_is_direct_and_stays_so(fetcher: Fetcher, layer: Tes
     mounted = files.stat().st_dev
     await fetcher.mount(layer.ref.digest)
     assert (how(files), files.stat().st_dev) == (["direct"], mounted)
+
+
+async def test_small_files_are_buffered(fetcher: Fetcher, small_files: TestLayer, registry: FakeRegistry) -> None:
+    registry.add_blob(REPOSITORY, small_files.blob)
+    await fetch(fetcher, small_files, registry)
+    cool(tar_of(fetcher, small_files))
+    files = await fetcher.mount(small_files.ref.digest)
+    assert how(files) == ["buffered"]
+    await check(files, small_files)
 
 
 async def test_a_mount_that_nobody_uses_is_replaced(fetcher: Fetcher, config: FetcherConfig, layer: TestLayer) -> None:
