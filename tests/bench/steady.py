@@ -1,25 +1,25 @@
 """With everything local: what reading costs on fastpull's mounts, beside overlayfs on the same disk's ext4.
 
-Both are views of a whole image, mounted side by side on one node; each command runs on one, then on the other, first
-with the page cache dropped, then again at once.
+Both are views of a whole image on one node; each command runs on one, then on the other: first as after a reboot, the
+page cache dropped and the view mounted anew, then again at once.
 """
 
 import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastpull.cold import drop_page_cache
 from fastpull.demo.bench import Bench, Mode, Node
 from fastpull.lab.process import run
-from fastpull.lab.workspace import Workspace
 from tests.bench.prepare import Prepared, full_rate
 from tests.bench.setting import Setting
 from tests.bench.table import Row, Target, figure
 from tests.bench.trials import UNRECORDED, wait_complete
+from tests.harness import trees
 
 MIB = 1 << 20
 _TIMEOUT_S = 1800
@@ -30,7 +30,7 @@ _TWICE = Target(at_most=0.5)
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """A mounted image. `large` is its largest file."""
+    """Where an image is mounted. `large` is its largest file."""
 
     name: str
     path: Path
@@ -110,41 +110,40 @@ def rows(
 ) -> Iterator[Row]:
     """Rows of one image."""
     mode = Mode(name="steady", snapshotter="fastpull", reference=prepared.converted, daemon_config=UNRECORDED)
-    with bench.node(mode) as node, ExitStack() as stack:
+    with bench.node(mode) as node:
         with full_rate(bench):
-            roots = [
-                stack.enter_context(mounted(bench.workspace, node, name, reference, site))
+            sides = [
+                Side(node, name, reference, bench.workspace.path / f"view-{name}", site)
                 for name, reference in (("overlayfs", prepared.plain), ("fastpull", prepared.converted))
             ]
             wait_complete(node)
         for task in tasks(modules):
-            yield from _rows(setting, task, roots, title)
+            yield from _rows(setting, task, sides, title)
 
 
-def _rows(setting: Setting, task: Task, roots: list[Root], title: str) -> Iterator[Row]:
+class Side:
+    """An image pulled into one snapshotter; its largest file is looked for once, by reading all of its tree."""
+
+    def __init__(self, node: Node, name: str, reference: str, point: Path, site: Path) -> None:
+        node.containerd.nerdctl("pull", "--quiet", reference, snapshotter=name, timeout_s=_TIMEOUT_S)
+        self.mounted = partial(trees.mounted, node.containerd, reference, name, point)
+        with self.mounted():
+            self.root = Root(name, point, point / site, _largest(point))
+
+
+def _rows(setting: Setting, task: Task, sides: list[Side], title: str) -> Iterator[Row]:
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(setting.runs):
-        for root in roots:
+        for side in sides:
             drop_page_cache()
-            for state in ("cold", "warm"):
-                seconds.setdefault((root.name, state), []).append(max(task.run(root), 1e-4))
+            with side.mounted():
+                for state in ("cold", "warm"):
+                    seconds.setdefault((side.root.name, state), []).append(max(task.run(side.root), 1e-4))
     for state, target in (("cold", task.cold), ("warm", task.warm)):
-        base, ours = (figure(seconds[root.name, state], "s") for root in roots)
+        base, ours = (figure(seconds[side.root.name, state], "s") for side in sides)
         row = Row(workload=title, what=f"{task.name}, {state}", ours=ours, base=base, target=target)
         setting.say(f"{row.what}: {ours.told()}, overlayfs {base.told()}, {row.ratio:.2f}")
         yield row
-
-
-@contextmanager
-def mounted(space: Workspace, node: Node, name: str, reference: str, site: Path) -> Iterator[Root]:
-    """The image pulled into one snapshotter, and a view of it mounted."""
-    point = space.directory(f"view-{name}")
-    node.containerd.nerdctl("pull", "--quiet", reference, snapshotter=name, timeout_s=_TIMEOUT_S)
-    node.containerd.ctr("images", "mount", "--snapshotter", name, reference, str(point), timeout_s=_TIMEOUT_S)
-    try:
-        yield Root(name, point, point / site, _largest(point))
-    finally:
-        node.containerd.ctr("images", "unmount", "--rm", "--snapshotter", name, str(point))
 
 
 def _largest(root: Path) -> Path:

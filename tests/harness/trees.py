@@ -112,5 +112,6 @@ def mounted(containerd: Containerd, reference: str, snapshotter: str, point: Pat
         yield point
     finally:
         run(["umount", str(point)])
+        point.rmdir()
         with contextlib.suppress(CommandFailed):
             containerd.ctr(*snapshots, "remove", key)

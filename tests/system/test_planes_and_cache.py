@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from fastpull.lab.daemon import daemon_config
 from fastpull.lab.layout import ImageInput, LayerInput, Member, members, write_layout
 from fastpull.lab.process import run, wait_until
 from fastpull.lab.tools import Release
+from fetcher import kernel
 from tests.harness import Daemon, PrivateContainerd, Registry, ShapedLink, Workspace, trees
 from tests.harness.images import MIB, busybox_layer, noise
 from tests.system.test_harness_end_to_end import Images, tree_of
+
+UNRECORDED = '[profiles]\nrecord = "off"\n'
 
 pytestmark = [pytest.mark.system, pytest.mark.root]
 
@@ -62,6 +66,33 @@ def test_every_plane_shows_the_same_image(
         assert trees.differences(wanted, tree_of(containerd, reference, "fastpull", tmp_path / "f")) == []
         command = ("run", "--rm", "--net", "host", reference, "/bin/busybox", "true")
         containerd.nerdctl(*command, snapshotter="fastpull")
+
+
+def test_a_view_finds_layers_that_left_memory_mounted_by_direct_io(
+    workspace: Workspace, current_release: Release, registry: Registry, tmp_path: Path
+) -> None:
+    """The snapshotter asks for the layers' mounts at each new snapshot."""
+    reference = convert(versions(tmp_path)[0], "t", registry, "app:1", tmp_path)
+    with running(workspace, current_release, registry, config=UNRECORDED) as (containerd, daemon):
+        containerd.pull(reference, snapshotter="fastpull")
+        layers = list((daemon.root / "layers").iterdir())
+        with trees.mounted(containerd, reference, "fastpull", tmp_path / "view") as view:
+            wanted = (view / "big").read_bytes()
+            wait_until(lambda: all((each / "verified").exists() for each in layers), timeout_s=60, what="every layer")
+            forget([each / "tar" for each in layers])
+        with trees.mounted(containerd, reference, "fastpull", tmp_path / "view") as view:
+            assert (view / "big").read_bytes() == wanted
+            direct = {mount.point for mount in kernel.mounts() if "directio" in mount.options}
+            large = max(layers, key=lambda each: (each / "tar").stat().st_size)
+            assert large / "fs" in direct
+
+
+def forget(files: Iterable[Path]) -> None:
+    """Take files out of the page cache."""
+    for file in files:
+        with file.open("rb") as stream:
+            os.fdatasync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def versions(directory: Path) -> list[Path]:
