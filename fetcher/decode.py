@@ -15,41 +15,45 @@ import zstandard
 from fetcher.layer import Layer, is_disk_full
 from fetcher.reuse import copy_frame
 from layerformat.errors import FormatError
-from layerformat.frames import Frame, decode_frame
+from layerformat.frames import Frame, decode_parts
 
 #: Frames nobody waits for are handed to a worker in batches of about this many uncompressed bytes.
 BATCH_BYTES = 1 << 20
 
+#: Compressed bytes of a frame.
+Data = bytes | memoryview
+
 
 class FrameAssembler:
-    """Cuts a run of neighbouring frames out of a stream of chunks."""
+    """Cuts a run of neighbouring frames out of a stream of chunks, copying what lies in more than one of them."""
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self._frames = frames
         self._next = 0
-        self._buffer = bytearray()
+        self._pieces: list[memoryview] = []  # what has come of the next frame
+        self._come = 0
 
     @property
     def received_to(self) -> int:
         """Offset in the blob up to which bytes have come."""
         if self._next == len(self._frames):
             return self._frames[-1].offset + self._frames[-1].size
-        return self._frames[self._next].offset + len(self._buffer)
+        return self._frames[self._next].offset + self._come
 
-    def feed(self, chunk: bytes) -> list[tuple[Frame, bytes]]:
+    def feed(self, chunk: bytes) -> list[tuple[Frame, Data]]:
         """The frames that are whole now, each with its compressed bytes."""
-        self._buffer += chunk
-        whole: list[tuple[Frame, bytes]] = []
-        position = 0
-        while self._next < len(self._frames):
+        rest = memoryview(chunk)
+        whole: list[tuple[Frame, Data]] = []
+        while rest and self._next < len(self._frames):
             frame = self._frames[self._next]
-            if len(self._buffer) - position < frame.size:
+            piece, rest = rest[: frame.size - self._come], rest[frame.size - self._come :]
+            self._pieces.append(piece)
+            self._come += len(piece)
+            if self._come < frame.size:
                 break
-            whole.append((frame, bytes(memoryview(self._buffer)[position : position + frame.size])))
-            position += frame.size
+            whole.append((frame, self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)))
+            self._pieces, self._come = [], 0
             self._next += 1
-        if position:
-            del self._buffer[:position]
         return whole
 
 
@@ -73,20 +77,20 @@ class DecodePool:
         self._executor = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "decode")
         self._local = threading.local()
 
-    async def decode(self, layer: Layer, batch: Sequence[tuple[Frame, bytes]]) -> Decoded:
+    async def decode(self, layer: Layer, batch: Sequence[tuple[Frame, Data]]) -> Decoded:
         """Bring a batch into the layer file. Does not mark the frames present: that is the event loop's."""
         return await self._in_worker(self._decode, layer, batch)
 
-    def _decode(self, layer: Layer, batch: Sequence[tuple[Frame, bytes]]) -> Decoded:
+    def _decode(self, layer: Layer, batch: Sequence[tuple[Frame, Data]]) -> Decoded:
         result = Decoded()
         for frame, compressed in batch:
             try:
-                data = decode_frame(frame, compressed, self._decompressor())
+                parts = decode_parts(frame, compressed, self._decompressor())
             except FormatError:
                 result.wrong.append(frame)
                 continue
             try:
-                layer.write_frame(frame, data)
+                layer.write_frame(frame, parts)
             except OSError as error:
                 result.disk_error = error
                 break

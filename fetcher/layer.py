@@ -177,14 +177,16 @@ class Layer:
         end = min(offset + count, self.frames.tar_size)
         return [number for number in self.frames.covering(offset, end) if number not in self.present]
 
-    def write_frame(self, frame: Frame, data: bytes) -> None:
+    def write_frame(self, frame: Frame, parts: Sequence[bytes | memoryview]) -> None:
         """Write a frame's verified bytes. Blocks; raises OSError. A frame of zeros stays a hole."""
-        if not data[0] and not data.strip(b"\0"):
+        if len(parts) == 1 and not parts[0][0] and not bytes(parts[0]).strip(b"\0"):
             return
-        view, position = memoryview(data), frame.start
-        while view:
-            written = os.pwrite(self.fill_fd, view, position)
-            view, position = view[written:], position + written
+        position = frame.start
+        while position < frame.end:
+            written = os.pwritev(self.fill_fd, parts, position)
+            position += written
+            if position < frame.end:
+                parts = [memoryview(b"".join(parts))[written:]]
 
     def clone_frame(self, fd: int, there: Frame, frame: Frame) -> bool:
         """Share a frame's blocks with another layer file; False where the file system cannot. Blocks."""

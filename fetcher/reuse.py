@@ -71,5 +71,5 @@ def copy_frame(source: Layer, there: Frame, destination: Layer, frame: Frame) ->
         if len(data) != frame.length or hashlib.sha256(data).digest() != frame.sha256:
             return False
         if not destination.clone_frame(fd, there, frame):
-            destination.write_frame(frame, data)
+            destination.write_frame(frame, [data])
     return True

@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from fetcher.decode import BATCH_BYTES, DecodePool, FrameAssembler
+from fetcher.decode import BATCH_BYTES, Data, DecodePool, FrameAssembler
 from fetcher.model import Priority
 from fetcher.queues import LayerQueue, Run
 from fetcher.registry import Origin, RegistryClient, RegistryError, is_transient
@@ -30,7 +30,7 @@ RATE_WINDOW_S = 3.0
 BEST_WINDOW_S = 0.5
 
 #: Frames with their compressed bytes.
-Batch = list[tuple[Frame, bytes]]
+Batch = list[tuple[Frame, Data]]
 
 
 class SourceFailure(Exception):
@@ -183,7 +183,7 @@ class BatchDecoder:
     async def __aenter__(self) -> BatchDecoder:
         return self
 
-    async def add(self, frame: Frame, data: bytes, *, at_once: bool) -> None:
+    async def add(self, frame: Frame, data: Data, *, at_once: bool) -> None:
         """Take a frame; waits while too many batches are under way. Raises OSError from an earlier batch."""
         self._batch.append((frame, data))
         self._batch_bytes += frame.length

@@ -7,7 +7,7 @@ import hashlib
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, overload
 
@@ -17,6 +17,8 @@ from layerformat.erofs import BLOCK, MAX_DEVICE_BYTES
 from layerformat.errors import FormatError
 
 MAX_FRAME_LENGTH: Final = 64 << 20  # uncompressed bytes of one frame; bounds what a reader must hold in memory
+
+MAX_PARTS: Final = 1024  # of a frame, so that one writev(2) takes them all (IOV_MAX); raw blocks have 128 KiB each
 
 ZSTD_MAGIC: Final = 0xFD2FB528
 SEEK_TABLE_MAGIC: Final = 0x184D2A5E  # skippable frame that holds a seek table
@@ -29,6 +31,9 @@ SKIPPABLE_HEADER: Final = struct.Struct("<II")  # magic, payload bytes
 SEEK_ENTRY: Final = struct.Struct("<II")  # compressed bytes, uncompressed bytes
 SEEK_FOOTER: Final = struct.Struct("<IBI")  # number of frames, descriptor, magic
 ROW: Final = struct.Struct("<II32s")  # size, length, sha256
+_LEAST_FRAME_BYTES: Final = 9  # magic, descriptor, window or size, a block's header
+_NOT_PLAIN: Final = 0b1111  # bits of a frame's descriptor: unused, reserved, checksum, dictionary
+_RAW_BLOCK: Final = 0
 _NO_CHECKSUMS: Final = 0  # seek table descriptor: entries carry no checksum; our rows carry a SHA-256 instead
 
 
@@ -164,18 +169,62 @@ def decode_frame(frame: Frame, data: bytes | memoryview, decompressor: zstandard
 
     CPU bound (about 0.6 GB/s with the SHA-256): not for an event loop. A decompressor serves one thread at a time.
     """
+    return b"".join(decode_parts(frame, data, decompressor))
+
+
+def decode_parts(
+    frame: Frame, data: bytes | memoryview, decompressor: zstandard.ZstdDecompressor
+) -> Sequence[bytes | memoryview]:
+    """What `decode_frame` gives, in one piece or several; of a frame that compression did not help, parts of `data`."""
     if len(data) != frame.size:
         raise FormatError(f"frame {frame.number}: {len(data)} compressed bytes, expected {frame.size}")
+    parts: Sequence[bytes | memoryview] = stored_parts(data) or [_decompressed(frame, data, decompressor)]
+    checksum = hashlib.sha256()
+    for part in parts:
+        checksum.update(part)
+    length = sum(map(len, parts))
+    if length != frame.length or checksum.digest() != frame.sha256:
+        raise FormatError(f"frame {frame.number}: SHA-256 of its {length} bytes differs from the index")
+    return parts
+
+
+def _decompressed(frame: Frame, data: bytes | memoryview, decompressor: zstandard.ZstdDecompressor) -> bytes:
     try:
         stated = zstandard.frame_content_size(data)
         if stated != frame.length:  # checked first: the decompressor allocates what the header states
             raise FormatError(f"frame {frame.number}: states {stated} bytes, expected {frame.length}")
-        plain = decompressor.decompress(data, allow_extra_data=False)
+        return decompressor.decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise FormatError(f"frame {frame.number}: {error}") from error
-    if len(plain) != frame.length or hashlib.sha256(plain).digest() != frame.sha256:
-        raise FormatError(f"frame {frame.number}: SHA-256 of its {len(plain)} bytes differs from the index")
-    return plain
+
+
+def stored_parts(data: bytes | memoryview) -> list[memoryview] | None:
+    """Where a zstd frame's bytes are in `data` as they are; None where a decompressor is needed.
+
+    That is a frame of raw blocks only, not too many, without dictionary and checksum (RFC 8878, 3.1.1). What its header
+    says of sizes is not looked at.
+    """
+    view = memoryview(data)
+    if len(view) < _LEAST_FRAME_BYTES or int.from_bytes(view[:4], "little") != ZSTD_MAGIC:
+        return None
+    descriptor = view[4]
+    single_segment = descriptor >> 5 & 1
+    if descriptor & _NOT_PLAIN:
+        return None
+    # The field of the content size: 0 (1 in a single segment), 2, 4 or 8 bytes. A single segment names no window.
+    size_bytes = (single_segment, 2, 4, 8)[descriptor >> 6]
+    position = 5 + (not single_segment) + size_bytes
+    parts: list[memoryview] = []
+    last = False
+    while not last:
+        header = int.from_bytes(view[position : position + 3], "little")
+        last, kind, length = bool(header & 1), header >> 1 & 3, header >> 3
+        position += 3
+        if kind != _RAW_BLOCK or position + length > len(view) or len(parts) == MAX_PARTS:
+            return None
+        parts.append(view[position : position + length])
+        position += length
+    return parts if position == len(view) else None
 
 
 def skippable_frame(magic: int, payload: bytes) -> bytes:

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import random
 import struct
 from dataclasses import replace
 from itertools import pairwise
@@ -11,12 +12,14 @@ from layerformat.errors import FormatError
 from layerformat.frames import (
     INDEX_FRAME_MAGIC,
     MAX_FRAME_LENGTH,
+    MAX_PARTS,
     SEEK_TABLE_MAGIC,
     FrameTable,
     decode_frame,
     decode_seek_table,
     encode_tail,
     max_frame_size,
+    stored_parts,
 )
 
 SHA = b"s" * 32
@@ -181,3 +184,66 @@ class TestBlob:
             bad[-back] ^= 1
             with pytest.raises(FormatError):
                 decode_seek_table(bytes(bad))
+
+
+class TestStored:
+    """Frames that compression did not help are taken apart without a decompressor."""
+
+    @pytest.mark.parametrize("length", [60, 255, 256, 257, 65_791, 65_792, 131_072, 131_073, 262_144, 1_000_000])
+    def test_noise_is_stored(self, length: int) -> None:
+        noise = random.Random(length).randbytes(length)
+        data = zstandard.ZstdCompressor(write_content_size=True, write_checksum=False).compress(noise)
+        parts = stored_parts(data)
+        assert parts is not None and b"".join(parts) == noise
+        frame = FrameTable.from_sizes(
+            [(len(data), length, hashlib.sha256(noise).digest()), (1, -length % 4096 or 4096, SHA)]
+        )[0]
+        decompressor = zstandard.ZstdDecompressor()
+        assert decode_frame(frame, data, decompressor) == noise
+        for bad in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], data + b"\0"):
+            with pytest.raises(FormatError):
+                decode_frame(replace(frame, size=len(bad)), bad, decompressor)
+
+    def test_noise_without_a_stated_size(self) -> None:
+        noise = random.Random(1).randbytes(300_000)
+        compressor = zstandard.ZstdCompressor(write_content_size=False, write_checksum=False).compressobj()
+        data = compressor.compress(noise) + compressor.flush()
+        parts = stored_parts(data)
+        assert parts is not None and b"".join(parts) == noise
+
+    def test_other_frames_need_a_decompressor(self) -> None:
+        noise = random.Random(2).randbytes(200_000)
+        assert stored_parts(zstandard.ZstdCompressor(write_checksum=True).compress(noise)) is None
+        assert stored_parts(zstandard.ZstdCompressor(write_checksum=False).compress(noise + bytes(200_000))) is None
+        assert stored_parts(b"") is None and stored_parts(b"\0" * 100) is None
+
+    def test_never_more_parts_than_one_write_takes(self) -> None:
+        def frame(count: int) -> bytes:
+            blocks = [struct.pack("<I", 1 << 3 | (n == count - 1))[:3] + b"x" for n in range(count)]
+            return bytes.fromhex("28b52ffd00") + b"\x58" + b"".join(blocks)
+
+        most = stored_parts(frame(MAX_PARTS))
+        assert most is not None and b"".join(most) == b"x" * MAX_PARTS
+        assert stored_parts(frame(MAX_PARTS + 1)) is None
+        got = zstandard.ZstdDecompressor().decompressobj().decompress(frame(MAX_PARTS + 1))
+        assert got == b"x" * (MAX_PARTS + 1)
+
+    def test_garbage_is_taken_as_the_decompressor_takes_it(self) -> None:
+        chance = random.Random(3)
+        good = zstandard.ZstdCompressor(write_checksum=False).compress(chance.randbytes(300))
+        agreed = 0
+        for _ in range(20_000):
+            bad = bytearray(good)
+            for _ in range(chance.randint(1, 3)):
+                bad[chance.randrange(12)] = chance.randrange(256)
+            parts = stored_parts(bytes(bad))
+            try:
+                if zstandard.frame_content_size(bytes(bad)) > 1 << 20:  # it would be allocated
+                    continue
+                whole = zstandard.ZstdDecompressor().decompress(bytes(bad), allow_extra_data=False)
+            except zstandard.ZstdError:
+                continue
+            if parts is not None:
+                agreed += 1
+                assert b"".join(parts) == whole
+        assert agreed
