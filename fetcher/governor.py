@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +17,7 @@ from functools import partial
 
 import structlog
 
+from fetcher.disk_pressure import DIRTY_CHECK_S, DiskPressure
 from fetcher.layer import Layer, is_disk_full
 from fetcher.model import GovernorConfig, Priority
 from fetcher.parallelism import Parallelism
@@ -69,7 +69,7 @@ class Governor:
         self._parallelism = Parallelism(config.streams, config.most_streams)
         self._transfers = Transfers(client, config.decode_workers, arrived=self._arrived)
         self._blocked_until: dict[str, float] = {}
-        self._free_checked = (0.0, True)
+        self._disk = DiskPressure(config.reserve_bytes, config.dirty_share)
         self.fault_count = 0
         self._busy_until = self._start_began = -math.inf
         self._recheck: asyncio.TimerHandle | None = None
@@ -261,13 +261,13 @@ class Governor:
         return None
 
     def _next_hint(self) -> Run | None:
-        if not self._has_free_space():
+        if not self._disk_allows_fill():
             return None
         runs = (queue.take_hint_run(self._config.hint_run_bytes) for queue in self._filling())
         return next((run for run in runs if run is not None), None)
 
     def _next_fill(self, run_bytes: int) -> Run | None:
-        if not self._has_free_space():
+        if not self._disk_allows_fill():
             return None
         runs = (queue.take_fill_run(run_bytes) for queue in self._filling())
         return next((run for run in runs if run is not None), None)
@@ -298,25 +298,12 @@ class Governor:
     def _is_prefetch(self, digest: str, number: int) -> bool:
         return (digest, number) in self._prefetch
 
-    def _has_free_space(self) -> bool:
-        checked_at, enough = self._free_checked
-        now = time.monotonic()
-        if now - checked_at < 1.0:
-            return enough
-        now_enough = self._measure_free_space()
-        if enough and not now_enough:
-            log.warning("fill_paused_disk_low", reserve_bytes=self._config.reserve_bytes)
-        if not now_enough:
-            self._pump_after(1.0)
-        self._free_checked = (now, now_enough)
-        return now_enough
-
-    def _measure_free_space(self) -> bool:
+    def _disk_allows_fill(self) -> bool:
         queue = next(iter(self._queues.values()), None)
-        if queue is None:
+        if queue is None or self._disk.allows_fill(queue.layer.directory, time.monotonic()):
             return True
-        stat = os.statvfs(queue.layer.directory)
-        return stat.f_bavail * stat.f_frsize > self._config.reserve_bytes
+        self._pump_after(DIRTY_CHECK_S)
+        return False
 
     def _pump_after(self, delay_s: float) -> None:
         """Decide again after a while; one such call is pending at a time."""

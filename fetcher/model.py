@@ -70,6 +70,7 @@ class GovernorConfig:
     fault_deadline_s: float = 120.0  # a reader waits this long for sources that fail before its read fails with EIO
     retry_interval_s: float = 1.0  # between attempts when every source failed
     reserve_bytes: int = 256 << 20  # filling pauses while the file system has less than this free
+    dirty_share: float = 0.9  # and above this share of the dirty pages from which on the kernel slows writers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import os
 import random
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fetcher.cache import CacheConfig
+from fetcher.disk_pressure import VMSTAT, dirty_share
 from fetcher.model import FetcherConfig, GovernorConfig, LayerState, LayerUnavailable
 from fetcher.node import Fetcher
 from fetcher.registry import Origin, RegistryConfig
@@ -132,6 +134,23 @@ async def test_filling_leaves_the_reserve_alone(config: FetcherConfig, layer: Te
         (disk / "ballast").unlink()
         async with asyncio.timeout(30):
             while fetcher.status().layers[0].state is not LayerState.COMPLETE:
+                await asyncio.sleep(0.05)
+
+
+async def test_filling_waits_for_the_disk_to_keep_up(config: FetcherConfig, layer: TestLayer, disk: Path) -> None:
+    (disk / "ballast").unlink()
+    await asyncio.to_thread(os.sync)
+    (disk / "dirt").write_bytes(bytes(32 * MIB))
+    share = dirty_share(VMSTAT.read_text())
+    careful = replace(config, background_fill=True, governor=replace(config.governor, dirty_share=share / 2))
+    async with mounted(careful, layer) as (fetcher, files):
+        await asyncio.sleep(2)
+        assert fetcher.status().layers[0].frames_present == 0
+        assert await asyncio.to_thread((files / "small").read_bytes) == layer.files["small"]
+        assert fetcher.status().layers[0].state is LayerState.FILLING
+        async with asyncio.timeout(30):
+            while fetcher.status().layers[0].state is not LayerState.COMPLETE:
+                await asyncio.to_thread(os.sync)
                 await asyncio.sleep(0.05)
 
 
