@@ -2,10 +2,10 @@
 
 Modules, from the kernel up: ``kernel`` (system calls), ``keeper`` (the process that holds file descriptors over the
 daemon's death), ``journal`` (events taken but not answered), ``bitmap`` and ``layer`` (what a node has of a layer),
-``admission`` (how it gets to know one), ``registry`` (where the rest comes from), ``governor`` and ``queues`` (what
-comes next), ``transfers`` and ``decode`` (how it comes), ``reuse`` and ``cache`` (what need not come, what must go),
-``fanotify``, ``fuse`` and ``eager`` (the data planes), ``planes`` (which of them), ``profiles`` (what a start reads),
-``node`` (:class:`~fetcher.node.Fetcher`, the whole).
+``registry`` (where the rest comes from), ``governor`` and ``queues`` (what comes next), ``transfers`` and
+``decode`` (how it comes), ``reuse`` and ``cache`` (what need not come, what must go), ``fanotify``, ``fuse`` and
+``eager`` (the data planes), ``planes`` (which of them), ``profiles`` (what a start reads), ``node``
+(:class:`~fetcher.node.Fetcher`, the whole).
 """
 
 __all__: list[str] = []

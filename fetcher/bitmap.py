@@ -128,10 +128,6 @@ class FrameBitmap:
             os.close(fd)
         draft.rename(self._durable)
 
-    def moved(self, directory: Path) -> None:
-        """The layer's directory has another name now."""
-        self._durable = directory / self._durable.name
-
     def close(self) -> None:
         """Unmap."""
         self._bits.release()

@@ -1,8 +1,7 @@
 """What a node has of one layer: its directory, its index, which frames are there, and the file they are written to.
 
 The directory is made under a temporary name and renamed when it is whole, so a name that exists is a layer that is
-known. Frames can be written before: their table is bound to the index's digest, while the metadata is still to be
-checked. Its ``tar`` starts as one hole of the layer's size. See ``docs/design/0001-architecture.md`` for the files.
+known. Its ``tar`` starts as one hole of the layer's size. See ``docs/design/0001-architecture.md`` for the files.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from layerformat.annotations import LayerRef
 from layerformat.digest import Digest, sha256_digest
 from layerformat.errors import FormatError
 from layerformat.frames import Frame, FrameTable
-from layerformat.index import Index, frame_table, open_frames
+from layerformat.index import Index, frame_table
 
 _BLOCK = 4096
 
@@ -38,7 +37,7 @@ def directory_name(digest: Digest) -> str:
 
 
 class Layer:
-    """One layer. Made by :meth:`draft` or :meth:`load`; both block, and neither touches the network."""
+    """One known layer. Made by :meth:`create` or :meth:`load`; both block, and neither touches the network."""
 
     def __init__(self, directory: Path, ref: LayerRef, origins: Sequence[Origin], frames: FrameTable) -> None:
         self.directory = directory
@@ -62,45 +61,27 @@ class Layer:
         return f"<Layer {self.short} {self.state} {self.present.count}/{len(self.present)} frames>"
 
     @classmethod
-    def draft(cls, parent: Path, ref: LayerRef, origins: Sequence[Origin], index: bytes) -> Layer:
-        """A layer of which nothing but the frames is known: they can be written to it, and it cannot be mounted.
+    def create(cls, directory: Path, ref: LayerRef, origins: Sequence[Origin], index: bytes, opened: Index) -> Layer:
+        """Make the layer's directory from its index, as it came and as `open_index` found it good.
 
-        ``index`` is what was read at its place in the blob. :meth:`write_metadata` and :meth:`publish` make the layer
-        whole; until then a crash leaves a name that the next start sweeps. Raises FormatError, or OSError when the disk
-        is full.
+        Raises OSError when the disk is full.
         """
-        frames = open_frames(index, ref)
-        directory = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+        frames, metadata = opened.frames, opened.metadata
+        draft = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
         try:
-            (directory / "fs").mkdir(mode=0o755)
-            (directory / "index").write_bytes(index)
-            with (directory / "tar").open("wb") as tar:
+            (draft / "fs").mkdir(mode=0o755)
+            (draft / "index").write_bytes(index)
+            (draft / "meta.erofs").write_bytes(metadata)
+            (draft / EXTENTS).write_bytes(encode_extents(opened.extents))
+            with (draft / "tar").open("wb") as tar:
                 tar.truncate(frames.tar_size)
-            return cls(directory, ref, origins, frames)
+            write_reference(draft, ref, origins, sha256_digest(metadata))
+            _sync_files(draft)
+            draft.rename(directory)
         except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(draft, ignore_errors=True)
             raise
-
-    def sync_draft(self) -> None:
-        """Have the disk hold what :meth:`draft` wrote; best before there are frames to be written along. Blocks."""
-        _sync_files(self.directory / "index", self.tar_path)
-
-    def write_metadata(self, checked: Index) -> None:
-        """Add to a draft what `decode_index` found good. Blocks; raises OSError when the disk is full."""
-        self.metadata_path.write_bytes(checked.metadata)
-        (self.directory / EXTENTS).write_bytes(encode_extents(checked.extents))
-        write_reference(self.directory, self.ref, self.origins, sha256_digest(checked.metadata))
-        _sync_files(self.metadata_path, self.directory / EXTENTS, self.directory / "ref.json")
-
-    def publish(self) -> None:
-        """Give a draft that is whole its name. On the event loop: nobody may look between the two steps.
-
-        Descriptors and mappings stay good. Raises OSError.
-        """
-        directory = self.directory.with_name(directory_name(self.digest))
-        self.directory.rename(directory)
-        self.directory = directory
-        self.present.moved(directory)
+        return cls(directory, ref, origins, frames)
 
     @classmethod
     def load(cls, directory: Path) -> Layer:
@@ -293,10 +274,11 @@ def read_reference(directory: Path) -> tuple[LayerRef, list[Origin], Digest]:
     return ref, origins, metadata_digest
 
 
-def _sync_files(*files: Path) -> None:
-    for file in files:
-        with file.open("rb") as stream:
-            os.fdatasync(stream.fileno())
+def _sync_files(directory: Path) -> None:
+    for file in directory.iterdir():
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fdatasync(stream.fileno())
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,9 @@ from pathlib import Path
 import structlog
 
 from fetcher import kernel, planes
-from fetcher.admission import Admissions
 from fetcher.cache import Candidate, choose_evictions
 from fetcher.governor import Governor
-from fetcher.layer import Layer
+from fetcher.layer import Layer, directory_name
 from fetcher.model import (
     FetcherConfig,
     FetcherStatus,
@@ -29,7 +29,7 @@ from fetcher.model import (
 from fetcher.plane import DataPlane
 from fetcher.profile_store import ProfileStore
 from fetcher.profiles import Profiles
-from fetcher.registry import Origin, RegistryClient
+from fetcher.registry import Origin, RegistryClient, RegistryError
 from fetcher.tar_digest import small_tar_digest, tar_digest
 from fetcher.tasks import TaskSet
 from fetcher.teardown import keeper_pid
@@ -37,6 +37,7 @@ from fetcher.touches import TouchLog
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
 from layerformat.errors import FormatError
+from layerformat.index import open_index
 
 log = structlog.get_logger(__name__)
 
@@ -54,13 +55,14 @@ class Fetcher:
         self._config = config
         self._layers: dict[Digest, Layer] = {}
         self._locks: dict[Digest, asyncio.Lock] = {}
+        self._admissions: dict[Digest, asyncio.Task[Layer]] = {}
+        self._checking = asyncio.Lock()
         self._retained: set[Digest] = set()
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
         self._stack = AsyncExitStack()
         self.touches = TouchLog()
         self.client = RegistryClient(config.registry)
-        self.admissions = Admissions(self.client, config, admitted=self._admitted, withdraw=self._withdraw)
         self.governor = Governor(self.client, config.governor, on_complete=self._verify)
         self.plane: DataPlane  # chosen on entering
         profile_store = ProfileStore(config.root / "profiles")
@@ -85,7 +87,7 @@ class Fetcher:
             await stack.enter_async_context(self.governor)
             await self.plane.start(layers)
             stack.push_async_callback(self.plane.close)
-            stack.push_async_callback(self.admissions.close)
+            stack.push_async_callback(self._end_admissions)
             await stack.enter_async_context(self._tasks)
             stack.push_async_callback(self.profiles.close)
             self._tasks.start(self._keep_durable(), "make layers durable")
@@ -118,6 +120,12 @@ class Fetcher:
             await asyncio.to_thread(layer.make_durable)
             layer.close()
 
+    async def _end_admissions(self) -> None:
+        for task in list(self._admissions.values()):
+            task.cancel()
+        if self._admissions:
+            await asyncio.wait(list(self._admissions.values()))
+
     # Admission.
 
     async def admit(self, ref: LayerRef, origins: Sequence[Origin]) -> None:
@@ -126,29 +134,66 @@ class Fetcher:
         Raises LayerUnavailable when no origin has a good index (FormatError is its cause where one was malformed), or
         OSError when the disk refuses.
         """
-        layer = self._layers.get(ref.digest) or await self.admissions.layer(ref, origins)
-        _require(layer, ref)
+        layer = self._layers.get(ref.digest) or await self._admission(ref, origins)
+        if layer.ref != ref:
+            raise LayerUnavailable(f"layer {ref.digest}: known with another index or diff id")
+        if layer.state is LayerState.CORRUPT:
+            raise LayerUnavailable(f"layer {ref.digest}: {layer.last_error}")
         if layer.add_origins(origins):
             await asyncio.to_thread(layer.save_origins)
 
-    def _admitted(self, layer: Layer) -> None:
-        """The layer is known from now on, and may be complete already: a profile can name all of a small one."""
-        self._layers[layer.digest] = layer
-        if layer.present.complete:
-            self._verify(layer)
+    async def _admission(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer:
+        task = self._admissions.get(ref.digest)
+        if task is None:
+            task = asyncio.ensure_future(self._fetch_index(ref, list(origins)))
+            self._admissions[ref.digest] = task
+            task.add_done_callback(lambda done: self._admission_ended(ref.digest, done))
+        # A caller that goes away must not take the others' download with it.
+        return await asyncio.shield(task)
 
-    async def _withdraw(self, draft: Layer) -> None:
-        """The layer will not be admitted: nothing is fetched for it any more, and it is gone."""
-        async with self._lock(draft.digest):
-            await self.governor.drop(draft.digest)
-            self.governor.shared.forget(draft.digest)
-            draft.close()
-            await asyncio.to_thread(shutil.rmtree, draft.directory, ignore_errors=True)
+    def _admission_ended(self, digest: Digest, task: asyncio.Task[Layer]) -> None:
+        del self._admissions[digest]
+        if not task.cancelled():
+            task.exception()  # it was told to whoever asked
+
+    async def _fetch_index(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer:
+        problems = []
+        for origin in origins:
+            try:
+                async with asyncio.timeout(self._config.index_timeout_s):
+                    payload = await self._read_index(ref, origin)
+                layer = await self._create(ref, origins, payload)
+            except (RegistryError, FormatError, TimeoutError) as error:
+                problems.append(f"{origin.host}/{origin.repository}: {error or 'timed out'}")
+                continue
+            # Here and not when the task has ended: who asks between the two must find one or the other.
+            self._layers[ref.digest] = layer
+            log.info("layer_admitted", layer=ref.digest, frames=len(layer.frames), source=str(origin))
+            return layer
+        raise LayerUnavailable(f"layer {ref.digest}: " + ("; ".join(problems) or "no origin known"))
+
+    async def _read_index(self, ref: LayerRef, origin: Origin) -> bytes:
+        parts = []
+        request = self.client.read_blob(origin, ref.digest, offset=ref.index_offset, length=ref.index_size)
+        async with request as chunks:
+            async for chunk in chunks:
+                parts.append(chunk)
+        payload = b"".join(parts)
+        if f"sha256:{hashlib.sha256(payload).hexdigest()}" != ref.index_digest:
+            raise FormatError(f"index is not {ref.index_digest}")
+        return payload
+
+    async def _create(self, ref: LayerRef, origins: Sequence[Origin], payload: bytes) -> Layer:
+        # Threads that compute take turns anyway: one after another, the first is done while the last has not begun.
+        async with self._checking:
+            opened = await asyncio.to_thread(open_index, payload, ref)
+        directory = self._layers_dir / directory_name(ref.digest)
+        return await asyncio.to_thread(Layer.create, directory, ref, origins, payload, opened)
 
     def announce(self, image: ImageHint) -> None:
         """An image is about to be used: admit all its layers at once, replay its profile. Never fails, never blocks."""
         for ref in image.layers:
-            if ref.digest not in self._layers and ref.digest not in self.admissions:
+            if ref.digest not in self._layers and ref.digest not in self._admissions:
                 self._tasks.start(self._admit_ahead(ref, image.origins), f"admit {ref.digest[7:19]}")
         self.profiles.announce(image)
 
@@ -276,8 +321,6 @@ class Fetcher:
     # Completion and durability.
 
     def _verify(self, layer: Layer) -> None:
-        if self._layers.get(layer.digest) is not layer:
-            return  # not admitted yet
         if layer.state is not LayerState.COMPLETE and layer.digest not in self._verifying:
             task = self._tasks.start(self._complete(layer), f"verify {layer.short}")
             self._verifying[layer.digest] = task
@@ -335,33 +378,21 @@ class Fetcher:
         """Whether a snapshot uses the layer."""
         return digest in self._retained
 
-    async def open_for_prefetch(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer | None:
-        """The layer, ready for the governor; None if nothing of it is to be fetched.
-
-        Begins its admission, and does not wait for the end: the layer may be a draft, which nobody else sees and which
-        is closed if its metadata turns out to be no good. Raises LayerUnavailable or OSError.
-        """
-        if (layer := self._layers.get(ref.digest)) is not None:
-            await self.admit(ref, origins)
-        else:
-            layer = await self.admissions.draft(ref, origins)
-            _require(layer, ref)
-        async with self._lock(ref.digest):
-            if layer.closed or layer.state is LayerState.COMPLETE or layer.present.complete:
+    async def open_for_prefetch(self, digest: Digest) -> Layer | None:
+        """The layer, ready for the governor; None if nothing of it is to be fetched."""
+        async with self._lock(digest):
+            layer = self._layers.get(digest)
+            if layer is None or layer.state is LayerState.COMPLETE or layer.present.complete:
                 return None
             layer.open_for_filling()
             self.governor.add(layer)
             await asyncio.to_thread(self.governor.shared.look_up, layer, list(self._layers.values()))
             return layer
 
-    async def settled(self, digests: Iterable[Digest]) -> None:
-        """Wait until each of the layers is admitted, or it is clear that it will not be."""
-        await self.admissions.ended(digests)
-
     async def abandon(self, digest: Digest) -> None:
         """Stop fetching a layer that no snapshot uses and that is not mounted."""
         async with self._lock(digest):
-            layer = self._layers.get(digest) or self.admissions.drafted(digest)
+            layer = self._layers.get(digest)
             if layer is not None and digest not in self._retained and not layer.mount_point.is_mount():
                 await self.governor.drop(digest)
 
@@ -418,14 +449,6 @@ class Fetcher:
             fetched_bytes=self.governor.fetched(layer.digest),
             last_error=layer.trouble,
         )
-
-
-def _require(layer: Layer, ref: LayerRef) -> None:
-    """Raises LayerUnavailable where the layer of this digest is not the one that is meant, or no good."""
-    if layer.ref != ref:
-        raise LayerUnavailable(f"layer {ref.digest}: known with another index or diff id")
-    if layer.state is LayerState.CORRUPT:
-        raise LayerUnavailable(f"layer {ref.digest}: {layer.last_error}")
 
 
 def _small_tar_digest(layer: Layer) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from fetcher.governor import Governor
@@ -33,14 +33,11 @@ class Node(Protocol):
     def in_use(self, digest: Digest) -> bool:
         """Whether a snapshot uses the layer."""
 
-    async def open_for_prefetch(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer | None:
-        """The layer, ready for the governor, admitted or not yet; None if it is complete or gone.
+    async def admit(self, ref: LayerRef, origins: Sequence[Origin]) -> None:
+        """Raises LayerUnavailable or OSError."""
 
-        Raises LayerUnavailable or OSError.
-        """
-
-    async def settled(self, digests: Iterable[Digest]) -> None:
-        """Each of the layers is admitted by then, or will not be."""
+    async def open_for_prefetch(self, digest: Digest) -> Layer | None:
+        """The layer, ready for the governor; None if it is complete or gone."""
 
     async def abandon(self, digest: Digest) -> None:
         """Stop fetching a layer that no snapshot uses."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ from layerformat.digest import DiffID, Digest
 
 log = structlog.get_logger(__name__)
 
-#: Layers do not wait for each other's index: what joins the first is looked at after this, then twice this, and so on.
+#: Layers do not wait for each other to be admitted: what there is is looked at after this, then twice this, and so on.
 FIRST_LOOK_S = 0.02
 
 
@@ -89,7 +90,7 @@ class Replay:
         return None
 
     async def start(self, image: Image, profile: Profile) -> None:
-        """Hand the frames to the governor, in the profile's order over all layers, as each layer's index arrives."""
+        """Hand the frames to the governor, in the profile's order over all layers."""
         try:
             await self._start(image, profile)
         except ProfileError as error:
@@ -99,28 +100,25 @@ class Replay:
             log.info("profile_replayed", manifest=image.manifest, source=image.source, frames=image.frames)
 
     async def _start(self, image: Image, profile: Profile) -> None:
-        pending = {asyncio.ensure_future(self._open(image, ref)) for ref in named_layers(image.hint, profile)}
+        named = {profile.layers[read.layer] for read in profile.reads}
+        pending = {asyncio.ensure_future(self._open(image, ref)) for ref in _one_each(image.hint.layers, named)}
         layers: list[Layer] = []
         look_s = FIRST_LOOK_S
         try:
             while pending:
-                if layers:
-                    done, pending = await asyncio.wait(pending, timeout=look_s)
-                    look_s *= 2
-                else:
-                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                done, pending = await asyncio.wait(pending, timeout=look_s)
+                look_s *= 2
                 if found := [layer for task in done if (layer := task.result()) is not None]:
                     layers += found
                     await self._prefetch(image, profile, layers)
-                    if layers == found:  # only once: what joins later belongs to the same start
-                        self._hold_fill(image)
         finally:
             for task in pending:
                 task.cancel()
 
     async def _open(self, image: Image, ref: LayerRef) -> Layer | None:
         try:
-            return await self._node.open_for_prefetch(ref, image.hint.origins)
+            await self._node.admit(ref, image.hint.origins)
+            return await self._node.open_for_prefetch(ref.digest)
         except (LayerUnavailable, OSError):
             return None  # whoever needs the layer is told
 
@@ -129,10 +127,7 @@ class Replay:
         tables = {diff_id: layer.frames for diff_id, layer in known.items()}
         frames = await asyncio.to_thread(wanted_frames, profile, tables)
         image.frames = len(frames)
-        # One that is closed was not admitted after all, or is evicted.
-        self._node.governor.prefetch((known[of], number) for of, number in frames if not known[of].closed)
-
-    def _hold_fill(self, image: Image) -> None:
+        self._node.governor.prefetch((known[diff_id], number) for diff_id, number in frames)
         quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
         self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), at_most_s=START_S, quiet_s=quiet_s)
 
@@ -150,7 +145,6 @@ class Replay:
                 return
 
 
-def named_layers(image: ImageHint, profile: Profile) -> list[LayerRef]:
-    """The layers that a profile has reads of; one of each diff id, since an image may have equal layers."""
-    diff_ids = {profile.layers[read.layer] for read in profile.reads}
-    return list({ref.diff_id: ref for ref in image.layers if ref.diff_id in diff_ids}.values())
+def _one_each(layers: Iterable[LayerRef], diff_ids: set[DiffID]) -> list[LayerRef]:
+    """One layer of each diff id: an image may have equal layers."""
+    return list({ref.diff_id: ref for ref in layers if ref.diff_id in diff_ids}.values())

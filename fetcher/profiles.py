@@ -16,7 +16,7 @@ from fetcher.model import ImageHint, ProfilesConfig
 from fetcher.profile import Profile, ProfileError
 from fetcher.profile_node import Node
 from fetcher.profile_recorder import Recorder, RecordingStarted
-from fetcher.profile_replay import Image, Replay, named_layers
+from fetcher.profile_replay import Image, Replay
 from fetcher.profile_store import ProfileStore, load_sound
 from fetcher.registry import RegistryClient
 from fetcher.tasks import TaskSet
@@ -101,7 +101,6 @@ class Profiles:
         profile = image.profile
         if profile is None or not self._config.warm or not self._node.tells_readers:
             return
-        await self._node.settled(ref.digest for ref in named_layers(image.hint, profile))
         layers = [layer for ref in image.hint.layers if (layer := self._node.layer(ref.digest)) is not None]
         if not any(self._recorder.wants(layer.digest) for layer in layers):
             places = {layer.ref.diff_id: (layer.digest, layer.directory) for layer in layers}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import zstandard
 
@@ -13,7 +13,7 @@ from layerformat.digest import DiffID, sha256_digest
 from layerformat.entries import Entry
 from layerformat.erofs_write import build_metadata
 from layerformat.frames import SKIPPABLE_HEADER, FrameTable, encode_tail
-from layerformat.index import HEADER, Index, encode_index
+from layerformat.index import Index, encode_index
 
 BLOCK = 4096
 
@@ -28,11 +28,6 @@ class TestLayer:
     tar: bytes
     index: Index
     files: Mapping[str, bytes]
-
-    @property
-    def payload(self) -> bytes:
-        """The index as it lies in the blob."""
-        return self.blob[self.ref.index_offset : self.ref.index_offset + self.ref.index_size]
 
 
 def make_layer(files: Mapping[str, bytes], *, frame_bytes: int = 64 << 10) -> TestLayer:
@@ -53,27 +48,15 @@ def make_layer(files: Mapping[str, bytes], *, frame_bytes: int = 64 << 10) -> Te
     )
     metadata = build_metadata(entries, device_bytes=len(tar))
     index = Index(diff_id=DiffID(sha256_digest(tar)), frames=table, metadata=metadata)
-    return _assemble(index, b"".join(frames), encode_index(index), bytes(tar), files)
-
-
-def with_metadata(layer: TestLayer, metadata: bytes) -> TestLayer:
-    """The layer with other metadata, whatever they are: its frames are good, and every digest matches."""
-    header = list(HEADER.unpack_from(layer.payload))
-    header[7:9] = [len(metadata)] * 2  # as stored: not compressed
-    payload = HEADER.pack(*header) + metadata + layer.index.frames.encode()
-    data = layer.blob[: layer.index.frames.data_size]
-    return _assemble(replace(layer.index, metadata=metadata), data, payload, layer.tar, layer.files)
-
-
-def _assemble(index: Index, data: bytes, payload: bytes, tar: bytes, files: Mapping[str, bytes]) -> TestLayer:
-    blob = data + encode_tail(index.frames, payload)
+    payload = encode_index(index)
+    blob = b"".join(frames) + encode_tail(table, payload)
     ref = LayerRef(
         version=FORMAT_VERSION,
         digest=sha256_digest(blob),
         size=len(blob),
-        index_offset=index.frames.data_size + SKIPPABLE_HEADER.size,
+        index_offset=table.data_size + SKIPPABLE_HEADER.size,
         index_size=len(payload),
         index_digest=sha256_digest(payload),
         diff_id=index.diff_id,
     )
-    return TestLayer(ref=ref, blob=blob, tar=tar, index=index, files=dict(files))
+    return TestLayer(ref=ref, blob=blob, tar=bytes(tar), index=index, files=dict(files))

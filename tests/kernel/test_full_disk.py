@@ -168,24 +168,3 @@ async def test_an_index_that_does_not_fit_admits_nothing(config: FetcherConfig, 
                 await fetcher.admit(layer.ref, [Origin(host=registry.host, repository=REPOSITORY)])
         finally:
             await asyncio.to_thread(teardown, config.root, config.run)
-
-
-async def test_metadata_that_do_not_fit_any_more_leave_no_draft(
-    config: FetcherConfig, layer: TestLayer, disk: Path
-) -> None:
-    async with FakeRegistry() as registry:
-        registry.add_blob(REPOSITORY, layer.blob)
-        origins = [Origin(host=registry.host, repository=REPOSITORY)]
-        try:
-            async with Fetcher(config) as fetcher:
-                async with fetcher.admissions.checking:
-                    assert await fetcher.open_for_prefetch(layer.ref, origins) is not None
-                    fill_to_the_last_block(disk / "filler")
-                with pytest.raises(OSError, match="No space"):
-                    await fetcher.admit(layer.ref, origins)
-                assert not fetcher.status().layers
-                assert not list((config.root / "layers").iterdir())
-                (disk / "filler").unlink()
-                await fetcher.admit(layer.ref, origins)
-        finally:
-            await asyncio.to_thread(teardown, config.root, config.run)

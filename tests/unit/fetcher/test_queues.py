@@ -26,7 +26,8 @@ def layer_bytes() -> bytes:
 @pytest.fixture
 def layer(tmp_path: Path, layer_bytes: bytes) -> Iterator[Layer]:
     made = make_layer({"data": layer_bytes}, frame_bytes=FRAME_BYTES)
-    layer = Layer.draft(tmp_path, made.ref, [], made.payload)
+    payload = made.blob[made.ref.index_offset : made.ref.index_offset + made.ref.index_size]
+    layer = Layer.create(tmp_path / "layer", made.ref, [], payload, made.index)
     yield layer
     layer.close()
 
