@@ -66,7 +66,7 @@ def decode_index(data: bytes) -> Index:
 
 
 def frame_table(data: bytes) -> FrameTable:
-    """Only the frame table; the metadata is not looked at. For an index that comes from where it was checked before.
+    """Only the frame table of an index that `decode_index` accepted before: the metadata is not looked at.
 
     Raises FormatError where header or rows are malformed.
     """
@@ -78,34 +78,14 @@ def open_index(data: bytes, ref: LayerRef) -> Index:
 
     Raises FormatError also where the index is sound but not of this layer.
     """
-    _check_digest(data, ref)
-    index = decode_index(data)
-    _check_layer(index.diff_id, index.frames, ref)
-    return index
-
-
-def open_frames(data: bytes, ref: LayerRef) -> FrameTable:
-    """The frame table alone, checked as `open_index` does: enough to fetch frames by, not to show files.
-
-    Quick: what takes `decode_index` long is the metadata. Raises FormatError.
-    """
-    _check_digest(data, ref)
-    header = _parse_header(data)
-    frames = _parse_frames(data, header)
-    _check_layer(header.diff_id, frames, ref)
-    return frames
-
-
-def _check_digest(data: bytes, ref: LayerRef) -> None:
     if len(data) != ref.index_size or sha256_digest(data) != ref.index_digest:
         raise FormatError(f"layer {ref.digest}: the index differs from the digest {ref.index_digest}")
-
-
-def _check_layer(diff_id: DiffID, frames: FrameTable, ref: LayerRef) -> None:
-    if diff_id != ref.diff_id:
-        raise FormatError(f"layer {ref.digest}: index of {diff_id}, expected {ref.diff_id}")
-    if frames.data_size + SKIPPABLE_HEADER.size != ref.index_offset:
-        raise FormatError(f"layer {ref.digest}: frames end at {frames.data_size}, not just before the index")
+    index = decode_index(data)
+    if index.diff_id != ref.diff_id:
+        raise FormatError(f"layer {ref.digest}: index of {index.diff_id}, expected {ref.diff_id}")
+    if index.frames.data_size + SKIPPABLE_HEADER.size != ref.index_offset:
+        raise FormatError(f"layer {ref.digest}: frames end at {index.frames.data_size}, not just before the index")
+    return index
 
 
 class _Header(NamedTuple):
