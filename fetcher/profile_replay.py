@@ -111,6 +111,8 @@ class Replay:
                 if found := [layer for task in done if (layer := task.result()) is not None]:
                     layers += found
                     await self._prefetch(image, profile, layers)
+                    if layers == found:  # what joins later belongs to the same start
+                        self._hold_fill(image)
         finally:
             for task in pending:
                 task.cancel()
@@ -128,6 +130,8 @@ class Replay:
         frames = await asyncio.to_thread(wanted_frames, profile, tables)
         image.frames = len(frames)
         self._node.governor.prefetch((known[diff_id], number) for diff_id, number in frames)
+
+    def _hold_fill(self, image: Image) -> None:
         quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
         self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), at_most_s=START_S, quiet_s=quiet_s)
 

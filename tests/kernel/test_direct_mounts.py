@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fetcher import kernel
-from fetcher.erofs_mount import is_cold
+from fetcher.erofs_mount import BACKING_DEVICES, READ_AHEAD_KIB, is_cold
 from fetcher.model import FetcherConfig, LayerState
 from fetcher.node import Fetcher
 from fetcher.registry import Origin, RegistryConfig
@@ -92,6 +92,20 @@ def cool(tar: Path) -> None:
     try:
         os.fdatasync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def warm(tar: Path) -> None:
+    """In the page cache."""
+    tar.read_bytes()
+
+
+def missing_pages(file: Path) -> int:
+    """How many pages of a file are out of the page cache."""
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        return -(-file.stat().st_size // os.sysconf("SC_PAGE_SIZE")) - kernel.cachestat(fd, 0, 0).nr_cache
     finally:
         os.close(fd)
 
@@ -282,3 +296,23 @@ async def test_an_incomplete_layer_is_never_direct(
         await fetcher.mount(layer.ref.digest)
         assert how(files) == ["buffered"]
         await check(files, layer)
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_reads_are_large_and_metadata_come_in_one_go(fetcher: Fetcher, layer: TestLayer) -> None:
+    known = set(BACKING_DEVICES.glob("erofs-*"))
+    tar = tar_of(fetcher, layer)
+    metadata = tar.with_name("meta.erofs")
+    for state in (cool, warm):
+        state(tar)
+        cool(metadata)
+        await fetcher.mount(layer.ref.digest)
+        (mine,) = set(BACKING_DEVICES.glob("erofs-*")) - known
+        assert (mine / "read_ahead_kb").read_text() == f"{READ_AHEAD_KIB}\n"
+        assert missing_pages(metadata) == 0
+        cool(metadata)
+        await fetcher.mount(layer.ref.digest)
+        async with asyncio.timeout(10):
+            while missing_pages(metadata):
+                await asyncio.sleep(0.02)
+        await fetcher.plane.unmount(fetcher.layer(layer.ref.digest) or pytest.fail("gone"))

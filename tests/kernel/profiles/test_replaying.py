@@ -171,3 +171,19 @@ async def test_a_layer_that_cannot_be_had_does_not_hold_up_the_other(config: Fet
     async with node(config) as fetcher:
         fetcher.announce(hint)
         await until(lambda: prefetched(fetcher) > 0)
+
+
+@pytest.mark.parametrize("config", ["fanotify"], indirect=True)
+async def test_a_layer_that_joins_late_does_not_begin_the_hold_again(config: FetcherConfig, image: Image) -> None:
+    profile = await recorded(config, image)
+    other = another(config)
+    ProfileStore(other.root / "profiles").save(image.manifest, profile)
+    lower, upper = (layer.ref.digest for layer in image.layers.values())
+    image.registry.fault(Fault(path=upper, delay_s=0.7))
+    async with node(other) as fetcher:
+        fetcher.announce(image.hint)
+        await until(lambda: prefetched(fetcher) > 0)
+        assert fetcher.layer(upper) is None
+        hold = fetcher.governor._holds[lower]
+        await until(lambda: prefetched(fetcher) == image.compressed_bytes(profile))
+        assert fetcher.governor._holds[lower] is fetcher.governor._holds[upper] is hold
