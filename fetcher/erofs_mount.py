@@ -62,17 +62,19 @@ class ErofsMounter:
     def mount_complete(self, metadata: Path, tar: Path, target: Path) -> None:
         """The same over a complete layer file without a mark: large files that left the page cache by direct I/O.
 
-        If it is mounted otherwise, and nobody uses that mount, it is replaced. Raises OSError; blocks.
+        A mount from before that time is replaced once the file has left the page cache, if nobody uses it: one that was
+        made while there was a mark stays slower, by a fifth. Raises OSError; blocks.
         """
         if target.is_mount() and self._settled.get(target) == target.stat().st_dev:
             _fetch_metadata(metadata)
             return
-        if not (has_large_files(metadata, tar) and is_cold(tar)):
+        if not is_cold(tar):
             self.mount(metadata, tar, target, direct=False)
             return
+        direct = has_large_files(metadata, tar)
         if not target.is_mount():
-            self.mount(metadata, tar, target, direct=True)
-        elif self._file_backed is False or not _made_direct(metadata, tar, target):
+            self.mount(metadata, tar, target, direct=direct)
+        elif self._file_backed is False or not _is_replaced(metadata, tar, target, direct=direct):
             return
         self._settled[target] = target.stat().st_dev
 
@@ -104,7 +106,7 @@ def _fetch_metadata(metadata: Path) -> None:
 def _mount_from_files(metadata: Path, device: Path, target: Path, *, direct: bool) -> None:
     if direct:
         try:
-            _mount_direct(metadata, device, target)
+            _mount_anew(metadata, device, target, direct=True)
         except OSError as error:
             # EROFS has the option since Linux 6.13 (6422cde1b0d5).
             if error.errno != errno.EINVAL:
@@ -115,8 +117,8 @@ def _mount_from_files(metadata: Path, device: Path, target: Path, *, direct: boo
         kernel.mount_erofs(metadata, [device], target)
 
 
-def _mount_direct(metadata: Path, device: Path, target: Path, *, beneath: bool = False) -> None:
-    options = [("source", metadata), ("device", device), (DIRECT, None)]
+def _mount_anew(metadata: Path, device: Path, target: Path, *, direct: bool, beneath: bool = False) -> None:
+    options = [("source", metadata), ("device", device), *([(DIRECT, None)] if direct else [])]
     with _far_read_ahead():
         kernel.mount_new("erofs", target, options, beneath=beneath)
 
@@ -167,8 +169,8 @@ def is_cold(file: Path) -> bool:
     return warm * os.sysconf("SC_PAGE_SIZE") < status.st_blocks * 512 * SAMPLE_BYTES / step * WARM_SHARE
 
 
-def _made_direct(metadata: Path, tar: Path, target: Path) -> bool:
-    """Have a direct mount instead of another one that nobody uses; whether one is there now, or was already.
+def _is_replaced(metadata: Path, tar: Path, target: Path, *, direct: bool) -> bool:
+    """Have a new mount instead of one that nobody uses and that is not direct; whether there is none to replace now.
 
     The new one goes beneath the old one, so there is no moment without: whoever was told of the mount point a moment
     ago may be about to make an overlay of it. Killed in between, or with a file open on the old one, both stay, and the
@@ -178,22 +180,18 @@ def _made_direct(metadata: Path, tar: Path, target: Path) -> bool:
     mounts = kernel.mounts(containing=point.parent.name)
     here = {mount.device: mount for mount in mounts if mount.point == point}
     shown = here.get(point.stat().st_dev)
-    if shown is not None and _is_direct(shown):
+    if shown is not None and DIRECT in shown.options:
         return True
     if shown is None or is_used(point, mounts):
         return False
     try:
-        if not any(map(_is_direct, here.values())):
-            _mount_direct(metadata, tar, point, beneath=True)
+        if len(here) == 1:
+            _mount_anew(metadata, tar, point, direct=direct, beneath=True)
         kernel.umount(point)
     except OSError as error:
         log.info("mount_not_replaced", target=str(point), error=str(error))
         return False
     return True
-
-
-def _is_direct(mount: kernel.Mount) -> bool:
-    return DIRECT in mount.options
 
 
 def is_used(point: Path, mounts: Iterable[kernel.Mount]) -> bool:

@@ -173,6 +173,21 @@ async def test_small_files_are_buffered(fetcher: Fetcher, small_files: TestLayer
     await check(files, small_files)
 
 
+async def test_what_was_mounted_in_memory_is_mounted_anew_once(
+    fetcher: Fetcher, small_files: TestLayer, registry: FakeRegistry
+) -> None:
+    registry.add_blob(REPOSITORY, small_files.blob)
+    await fetch(fetcher, small_files, registry)
+    mounts = []
+    for _ in range(3):
+        files = await fetcher.mount(small_files.ref.digest)
+        mounts.append(files.stat().st_dev)
+        cool(tar_of(fetcher, small_files))
+    assert mounts[0] != mounts[1] == mounts[2]
+    assert how(files) == ["buffered"]
+    await check(files, small_files)
+
+
 async def test_a_mount_that_nobody_uses_is_replaced(fetcher: Fetcher, config: FetcherConfig, layer: TestLayer) -> None:
     files = await fetcher.mount(layer.ref.digest)
     cool(tar_of(fetcher, layer))
