@@ -15,6 +15,7 @@ import structlog
 
 from fetcher import kernel, planes
 from fetcher.cache import Candidate, choose_evictions
+from fetcher.check_order import CheckOrder
 from fetcher.governor import Governor
 from fetcher.layer import Layer, directory_name
 from fetcher.model import (
@@ -56,7 +57,7 @@ class Fetcher:
         self._layers: dict[Digest, Layer] = {}
         self._locks: dict[Digest, asyncio.Lock] = {}
         self._admissions: dict[Digest, asyncio.Task[Layer]] = {}
-        self._checking = asyncio.Lock()
+        self._checks = CheckOrder()
         self._retained: set[Digest] = set()
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
@@ -161,7 +162,8 @@ class Fetcher:
         for origin in origins:
             try:
                 async with asyncio.timeout(self._config.index_timeout_s):
-                    payload = await self._read_index(ref, origin)
+                    with self._checks.coming(ref.index_size):
+                        payload = await self._read_index(ref, origin)
                 layer = await self._create(ref, origins, payload)
             except (RegistryError, FormatError, TimeoutError) as error:
                 problems.append(f"{origin.host}/{origin.repository}: {error or 'timed out'}")
@@ -184,8 +186,7 @@ class Fetcher:
         return payload
 
     async def _create(self, ref: LayerRef, origins: Sequence[Origin], payload: bytes) -> Layer:
-        # Threads that compute take turns anyway: one after another, the first is done while the last has not begun.
-        async with self._checking:
+        async with self._checks.turn(ref.index_size):
             opened = await asyncio.to_thread(open_index, payload, ref)
         directory = self._layers_dir / directory_name(ref.digest)
         return await asyncio.to_thread(Layer.create, directory, ref, origins, payload, opened)
