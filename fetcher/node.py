@@ -218,12 +218,17 @@ class Fetcher:
                 self._verify(layer)
                 return
             self.governor.add(layer)
-            await asyncio.to_thread(self.governor.shared.look_up, layer, list(self._layers.values()))
+            await self._look_up(layer)
             if self._config.background_fill:
                 layer.state = LayerState.FILLING
                 self.governor.fill(layer)
                 if layer.frames.tar_size >= HASH_ALONG_BYTES:
                     self._verify(layer)
+
+    async def _look_up(self, layer: Layer) -> None:
+        """Which of its frames the node holds elsewhere; once from its first use to its release."""
+        if not self.governor.shared.knows(layer.digest):
+            await asyncio.to_thread(self.governor.shared.look_up, layer, list(self._layers.values()))
 
     async def mount(self, digest: Digest) -> Path:
         """The directory that shows the layer's files. Idempotent. Raises LayerUnavailable or OSError."""
@@ -245,6 +250,7 @@ class Fetcher:
             self._stop_verifying(digest)
             await self.plane.unmount(layer)
             await self.governor.drop(digest)
+            self.governor.shared.forget(digest)
             if layer.state is LayerState.FILLING:
                 layer.state = LayerState.IDLE
             await asyncio.to_thread(layer.note_use)
@@ -387,7 +393,7 @@ class Fetcher:
                 return None
             layer.open_for_filling()
             self.governor.add(layer)
-            await asyncio.to_thread(self.governor.shared.look_up, layer, list(self._layers.values()))
+            await self._look_up(layer)
             return layer
 
     async def abandon(self, digest: Digest) -> None:
@@ -396,6 +402,7 @@ class Fetcher:
             layer = self._layers.get(digest)
             if layer is not None and digest not in self._retained and not layer.mount_point.is_mount():
                 await self.governor.drop(digest)
+                self.governor.shared.forget(digest)
 
     async def unwatch(self, digest: Digest) -> None:
         """No recording wants a layer's reads any more: if it is complete, nothing does."""

@@ -20,6 +20,10 @@ class SharedFrames:
     def __init__(self) -> None:
         self._elsewhere: dict[str, dict[int, tuple[Layer, int]]] = {}
 
+    def knows(self, digest: str) -> bool:
+        """Whether the layer was looked up and not forgotten since."""
+        return digest in self._elsewhere
+
     def look_up(self, layer: Layer, others: Iterable[Layer]) -> None:
         """Find a layer's frames among those of others, and those it has more than once. Not for the event loop."""
         first: dict[bytes, int] = {}
