@@ -28,7 +28,8 @@ LARGE_FILE_BYTES = 1 << 20
 SAMPLES = 64
 SAMPLE_BYTES = 128 << 10
 DIRECT = "directio"
-#: What EROFS reads at a time, at most, of a file that is read in order or mapped; Linux's own 128 KiB are half a frame.
+#: What EROFS reads at a time, at most, of large files: they are read in order, and each time is a question while bytes
+#: are missing. Elsewhere 128 KiB, as Linux does: it reads around a mapping's faults, too, and a profile names all that.
 READ_AHEAD_KIB = 512
 BACKING_DEVICES = Path("/sys/class/bdi")
 _mounting = threading.Lock()
@@ -113,19 +114,19 @@ def _mount_from_files(metadata: Path, device: Path, target: Path, *, direct: boo
                 raise
         else:
             return
-    with _far_read_ahead():
+    with _read_ahead(metadata, device):
         kernel.mount_erofs(metadata, [device], target)
 
 
 def _mount_anew(metadata: Path, device: Path, target: Path, *, direct: bool, beneath: bool = False) -> None:
     options = [("source", metadata), ("device", device), *([(DIRECT, None)] if direct else [])]
-    with _far_read_ahead():
+    with _read_ahead(metadata, device):
         kernel.mount_new("erofs", target, options, beneath=beneath)
 
 
 @contextmanager
-def _far_read_ahead() -> Iterator[None]:
-    """Set the read-ahead of the mount that is made within.
+def _read_ahead(metadata: Path, device: Path) -> Iterator[None]:
+    """Set the read-ahead of the mount that is made within, where it has large files.
 
     A mount from files has a backing device of its own, `erofs-<number>`; nothing tells which but that it is new. Where
     there is none, or it is not to be written, the mount does without.
@@ -133,19 +134,21 @@ def _far_read_ahead() -> Iterator[None]:
     with _mounting:
         before = set(BACKING_DEVICES.glob("erofs-*"))
         yield
-        for device in set(BACKING_DEVICES.glob("erofs-*")) - before:
+        new = set(BACKING_DEVICES.glob("erofs-*")) - before
+    if has_large_files(metadata, device):
+        for backing in new:
             try:
-                (device / "read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+                (backing / "read_ahead_kb").write_text(str(READ_AHEAD_KIB))
             except OSError as error:
-                log.info("read_ahead_not_set", device=device.name, error=str(error))
+                log.info("read_ahead_not_set", device=backing.name, error=str(error))
 
 
 def has_large_files(metadata: Path, tar: Path) -> bool:
-    """Whether a layer's files, directories and links counted, take much room each. Raises OSError."""
+    """Whether a layer's files, directories and links counted, are large on average. Raises OSError."""
     with metadata.open("rb") as image:
         image.seek(EROFS_SUPER_OFFSET)
         inodes: int = SUPER_BLOCK.unpack(image.read(SUPER_BLOCK.size))[6]
-    return tar.stat().st_blocks * 512 >= inodes * LARGE_FILE_BYTES
+    return tar.stat().st_size >= inodes * LARGE_FILE_BYTES
 
 
 def is_cold(file: Path) -> bool:
