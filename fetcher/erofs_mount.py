@@ -50,8 +50,10 @@ class ErofsMounter:
         Blocks, on answers of the FUSE session too: not for the thread that gives them.
         """
         _fetch_metadata(metadata)
-        if target.is_mount():
-            return
+        if not target.is_mount():
+            self._mount(metadata, device, target, direct=direct)
+
+    def _mount(self, metadata: Path, device: Path, target: Path, *, direct: bool) -> None:
         self._settled.pop(target, None)
         if self._file_backed is not False and self._mount_files(metadata, device, target, direct=direct):
             return
@@ -66,15 +68,17 @@ class ErofsMounter:
         A mount from before that time is replaced once the file has left the page cache, if nobody uses it: one that was
         made while there was a mark stays slower, by a fifth. Raises OSError; blocks.
         """
-        if target.is_mount() and self._settled.get(target) == target.stat().st_dev:
-            _fetch_metadata(metadata)
+        _fetch_metadata(metadata)
+        mounted = target.is_mount()
+        if mounted and self._settled.get(target) == target.stat().st_dev:
             return
         if not is_cold(tar):
-            self.mount(metadata, tar, target, direct=False)
+            if not mounted:
+                self._mount(metadata, tar, target, direct=False)
             return
         direct = has_large_files(metadata, tar)
-        if not target.is_mount():
-            self.mount(metadata, tar, target, direct=direct)
+        if not mounted:
+            self._mount(metadata, tar, target, direct=direct)
         elif self._file_backed is False or not _is_replaced(metadata, tar, target, direct=direct):
             return
         self._settled[target] = target.stat().st_dev

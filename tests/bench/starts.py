@@ -14,8 +14,9 @@ from tests.bench.prepare import Prepared, laboratory, learn, push, push_rivals
 from tests.bench.setting import Setting
 from tests.bench.start_rows import StartRows
 from tests.bench.table import Row
-from tests.bench.trials import UNRECORDED, Trial
+from tests.bench.trials import Trial
 from tests.bench.workload import Outcome
+from tests.harness import UNRECORDED
 
 PORT = ("PORT={port}",)
 ENDPOINT = "http://127.0.0.1:{port}/"

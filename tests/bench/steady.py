@@ -18,8 +18,8 @@ from fastpull.lab.process import run
 from tests.bench.prepare import Prepared, full_rate
 from tests.bench.setting import Setting
 from tests.bench.table import Row, Target, figure
-from tests.bench.trials import UNRECORDED, wait_complete
-from tests.harness import trees
+from tests.bench.trials import wait_complete
+from tests.harness import UNRECORDED, trees
 
 MIB = 1 << 20
 _TIMEOUT_S = 1800

@@ -13,8 +13,6 @@ from tests.bench import rivals
 from tests.bench.admin import ask
 
 MB = 1e6
-# A layer that is being recorded goes on raising events when it is complete.
-UNRECORDED = '[profiles]\nrecord = "off"\n'
 _COMPLETE_LIMIT_S = 1800
 
 

@@ -20,6 +20,7 @@ from fetcher.registry import Origin, RegistryConfig
 from fetcher.teardown import teardown
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.layers import TestLayer, make_layer
+from tests.harness.page_cache import cool
 
 pytestmark = pytest.mark.root
 
@@ -86,16 +87,6 @@ def tar_of(fetcher: Fetcher, layer: TestLayer) -> Path:
     return found.tar_path
 
 
-def cool(tar: Path) -> None:
-    """Out of the page cache, as after a reboot."""
-    fd = os.open(tar, os.O_RDONLY)
-    try:
-        os.fdatasync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
-
-
 def warm(tar: Path) -> None:
     """In the page cache."""
     tar.read_bytes()
@@ -140,6 +131,12 @@ def bind_of(files: Path, space: Path) -> Iterator[Path]:
         kernel.umount(space / "bound")
 
 
+async def mount_cold(fetcher: Fetcher, layer: TestLayer) -> Path:
+    """Ask for the mount as after a reboot."""
+    cool(tar_of(fetcher, layer))
+    return await fetcher.mount(layer.ref.digest)
+
+
 async def check(files: Path, layer: TestLayer) -> None:
     for name, data in layer.files.items():
         assert await asyncio.to_thread((files / name).read_bytes) == data, name
@@ -153,8 +150,7 @@ async def test_in_memory_is_buffered(fetcher: Fetcher, layer: TestLayer) -> None
 
 
 async def test_out_of_memory_is_direct_and_stays_so(fetcher: Fetcher, layer: TestLayer) -> None:
-    cool(tar_of(fetcher, layer))
-    files = await fetcher.mount(layer.ref.digest)
+    files = await mount_cold(fetcher, layer)
     assert how(files) == ["direct"]
     await check(files, layer)
     assert is_cold(tar_of(fetcher, layer))  # nothing of it was read through its own pages
@@ -167,8 +163,7 @@ async def test_out_of_memory_is_direct_and_stays_so(fetcher: Fetcher, layer: Tes
 async def test_small_files_are_buffered(fetcher: Fetcher, small_files: TestLayer, registry: FakeRegistry) -> None:
     registry.add_blob(REPOSITORY, small_files.blob)
     await fetch(fetcher, small_files, registry)
-    cool(tar_of(fetcher, small_files))
-    files = await fetcher.mount(small_files.ref.digest)
+    files = await mount_cold(fetcher, small_files)
     assert how(files) == ["buffered"]
     await check(files, small_files)
 
@@ -190,8 +185,7 @@ async def test_what_was_mounted_in_memory_is_mounted_anew_once(
 
 async def test_a_mount_that_nobody_uses_is_replaced(fetcher: Fetcher, config: FetcherConfig, layer: TestLayer) -> None:
     files = await fetcher.mount(layer.ref.digest)
-    cool(tar_of(fetcher, layer))
-    await fetcher.mount(layer.ref.digest)
+    await mount_cold(fetcher, layer)
     assert how(files) == ["direct"]
     await check(files, layer)
     await fetcher.release(layer.ref.digest)
@@ -209,20 +203,17 @@ async def test_a_mount_under_an_overlay_stays(
         monkeypatch.chdir(layers)
         lower = files.relative_to(layers)
     with overlay_on(lower, tmp_path) as merged:
-        cool(tar_of(fetcher, layer))
-        await fetcher.mount(layer.ref.digest)
+        await mount_cold(fetcher, layer)
         assert how(files) == ["buffered"]
         await check(merged, layer)
-    cool(tar_of(fetcher, layer))
-    await fetcher.mount(layer.ref.digest)
+    await mount_cold(fetcher, layer)
     assert how(files) == ["direct"]
 
 
 async def test_a_mount_that_is_bound_elsewhere_stays(fetcher: Fetcher, layer: TestLayer, tmp_path: Path) -> None:
     files = await fetcher.mount(layer.ref.digest)
     with bind_of(files, tmp_path) as bound:
-        cool(tar_of(fetcher, layer))
-        await fetcher.mount(layer.ref.digest)
+        await mount_cold(fetcher, layer)
         assert how(files) == ["buffered"]
         await check(bound, layer)
 
@@ -232,12 +223,10 @@ async def test_an_open_file_keeps_the_mount_until_it_is_closed(fetcher: Fetcher,
     with (files / "big").open("rb") as opened:
         shown = files.stat().st_dev
         for _ in range(2):
-            cool(tar_of(fetcher, layer))
-            await fetcher.mount(layer.ref.digest)
+            await mount_cold(fetcher, layer)
             assert (how(files), files.stat().st_dev) == (["buffered", "direct"], shown)
         assert await asyncio.to_thread(opened.read) == layer.files["big"]
-    cool(tar_of(fetcher, layer))
-    await fetcher.mount(layer.ref.digest)
+    await mount_cold(fetcher, layer)
     assert how(files) == ["direct"]
     await check(files, layer)
 
@@ -252,8 +241,7 @@ async def test_killed_while_it_replaced_a_mount(fetcher: Fetcher, layer: TestLay
     await fetcher.retain(layer.ref.digest)
     await fetcher.mount(layer.ref.digest)
     kernel.mount_new("erofs", files, options, beneath=True)
-    cool(tar_of(fetcher, layer))
-    await fetcher.mount(layer.ref.digest)
+    await mount_cold(fetcher, layer)
     assert how(files) == ["direct"]
     await check(files, layer)
 
@@ -261,8 +249,7 @@ async def test_killed_while_it_replaced_a_mount(fetcher: Fetcher, layer: TestLay
 async def test_a_new_daemon_goes_on_with_what_is_mounted(
     config: FetcherConfig, fetcher: Fetcher, layer: TestLayer
 ) -> None:
-    cool(tar_of(fetcher, layer))
-    files = await fetcher.mount(layer.ref.digest)
+    files = await mount_cold(fetcher, layer)
     mounted = files.stat().st_dev
     await fetcher.__aexit__()
     async with Fetcher(config) as successor:
@@ -277,8 +264,7 @@ async def test_without_cachestat_all_is_buffered(
 ) -> None:
     monkeypatch.setattr(kernel, "SYS_cachestat", NO_SUCH_CALL)
     for _ in range(2):
-        cool(tar_of(fetcher, layer))
-        files = await fetcher.mount(layer.ref.digest)
+        files = await mount_cold(fetcher, layer)
         assert how(files) == ["buffered"]
     await check(files, layer)
 
@@ -304,11 +290,9 @@ async def test_an_incomplete_layer_is_never_direct(
     async with Fetcher(replace(config, background_fill=False)) as fetcher:
         await fetcher.admit(layer.ref, [Origin(host=registry.host, repository=REPOSITORY)])
         await fetcher.retain(layer.ref.digest)
-        cool(tar_of(fetcher, layer))
-        files = await fetcher.mount(layer.ref.digest)
+        files = await mount_cold(fetcher, layer)
         assert await asyncio.to_thread((files / "small").read_bytes) == layer.files["small"]
-        cool(tar_of(fetcher, layer))
-        await fetcher.mount(layer.ref.digest)
+        await mount_cold(fetcher, layer)
         assert how(files) == ["buffered"]
         await check(files, layer)
 
@@ -328,12 +312,15 @@ async def test_large_files_are_read_far_ahead(
         assert int((mine / "read_ahead_kb").read_text()) == expected
 
 
-async def test_metadata_come_in_one_go(fetcher: Fetcher, layer: TestLayer) -> None:
-    metadata = tar_of(fetcher, layer).with_name("meta.erofs")
-    for state in (cool, warm):
-        state(tar_of(fetcher, layer))
-        cool(metadata)
-        await fetcher.mount(layer.ref.digest)
+async def test_metadata_come_in_one_go(fetcher: Fetcher, small_files: TestLayer, registry: FakeRegistry) -> None:
+    registry.add_blob(REPOSITORY, small_files.blob)
+    await fetch(fetcher, small_files, registry)
+    tar = tar_of(fetcher, small_files)
+    for state in (warm, cool, cool):  # mounted, replaced, as it is
+        state(tar)
+        cool(tar.with_name("meta.erofs"))
+        assert missing_pages(tar.with_name("meta.erofs")) > 8
+        await fetcher.mount(small_files.ref.digest)
         async with asyncio.timeout(10):
-            while missing_pages(metadata):
+            while missing_pages(tar.with_name("meta.erofs")):
                 await asyncio.sleep(0.02)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from fastpull.lab.layout import ImageInput, LayerInput, Member, members, write_l
 from fastpull.lab.process import run, wait_until
 from fastpull.lab.tools import Release
 from fetcher import kernel
-from tests.harness import Daemon, PrivateContainerd, Registry, ShapedLink, Workspace, trees
+from tests.harness import UNRECORDED, Daemon, PrivateContainerd, Registry, ShapedLink, Workspace, trees
 from tests.harness.images import MIB, busybox_layer, noise
+from tests.harness.page_cache import cool
 from tests.system.test_harness_end_to_end import Images, tree_of
-
-UNRECORDED = '[profiles]\nrecord = "off"\n'
 
 pytestmark = [pytest.mark.system, pytest.mark.root]
 
@@ -79,20 +77,13 @@ def test_a_view_finds_layers_that_left_memory_mounted_by_direct_io(
         with trees.mounted(containerd, reference, "fastpull", tmp_path / "view") as view:
             wanted = (view / "big").read_bytes()
             wait_until(lambda: all((each / "verified").exists() for each in layers), timeout_s=60, what="every layer")
-            forget([each / "tar" for each in layers])
+            for each in layers:
+                cool(each / "tar")
         with trees.mounted(containerd, reference, "fastpull", tmp_path / "view") as view:
             assert (view / "big").read_bytes() == wanted
             direct = {mount.point for mount in kernel.mounts() if "directio" in mount.options}
             large = max(layers, key=lambda each: (each / "tar").stat().st_size)
             assert large / "fs" in direct
-
-
-def forget(files: Iterable[Path]) -> None:
-    """Take files out of the page cache."""
-    for file in files:
-        with file.open("rb") as stream:
-            os.fdatasync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def versions(directory: Path) -> list[Path]:
