@@ -59,8 +59,6 @@ class StartError(Exception):
 @click.option("--data-plane", type=click.Choice(DATA_PLANES), help="how lazy layers are served [auto]")
 def main(config: Path | None, **overrides: Any) -> None:
     """Exit codes: 0 after SIGTERM or SIGINT, 1 when the start fails, 2 for a wrong configuration."""
-    # gRPC's core reads this when it starts: its fork handlers are not for a process whose children only exec.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         settings = load(config, os.environ, overrides)
         configure_logging(settings.log_level)

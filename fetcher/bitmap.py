@@ -47,7 +47,7 @@ class FrameBitmap:
     def __init__(self, directory: Path, frames: int) -> None:
         """Open or make the bitmaps of a layer directory; what ``present`` may not claim is taken from ``durable``."""
         self._frames = frames
-        self._durable = directory / "durable"
+        self.directory = directory  # whoever renames it says so here
         size = _HEADER.size + (frames + 7) // 8
         fd = os.open(directory / "present", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -69,7 +69,7 @@ class FrameBitmap:
     def _read_durable(self) -> bytes:
         size = (self._frames + 7) // 8
         try:
-            data = self._durable.read_bytes()
+            data = (self.directory / "durable").read_bytes()
         except FileNotFoundError:
             return bytes(size)
         header, bits = data[: _DURABLE_HEADER.size], data[_DURABLE_HEADER.size :]
@@ -119,14 +119,14 @@ class FrameBitmap:
 
     def write_durable(self, bits: bytes) -> None:
         """Claim ``bits`` for after a reboot; call after the layer file's fdatasync(2) returned. Blocks."""
-        draft = self._durable.with_suffix(".new")
+        draft = self.directory / "durable.new"
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, _DURABLE_HEADER.pack(_MAGIC, self._frames) + bits)
             os.fdatasync(fd)
         finally:
             os.close(fd)
-        draft.rename(self._durable)
+        draft.rename(self.directory / "durable")
 
     def close(self) -> None:
         """Unmap."""

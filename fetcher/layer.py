@@ -1,7 +1,8 @@
 """What a node has of one layer: its directory, its index, which frames are there, and the file they are written to.
 
-The directory is made under a temporary name and renamed when it is whole, so a name that exists is a layer that is
-known. Its ``tar`` starts as one hole of the layer's size. See ``docs/design/0001-architecture.md`` for the files.
+The directory is made under a temporary name and renamed when it is whole and its metadata were checked, so a name that
+exists is a layer that is known. Its ``tar`` starts as one hole of the layer's size. What the files are is told in
+``docs/design/0001-architecture.md``.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pathlib import Path
 
 from fetcher import kernel
 from fetcher.bitmap import FrameBitmap
-from fetcher.extents import EXTENTS, encode_extents
+from fetcher.checker import write_durably
 from fetcher.model import LayerState
 from fetcher.registry import Origin
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest, sha256_digest
 from layerformat.errors import FormatError
 from layerformat.frames import Frame, FrameTable
-from layerformat.index import Index, frame_table
+from layerformat.index import frame_table, open_frames
 
 _BLOCK = 4096
 
@@ -37,7 +38,7 @@ def directory_name(digest: Digest) -> str:
 
 
 class Layer:
-    """One known layer. Made by :meth:`create` or :meth:`load`; both block, and neither touches the network."""
+    """One layer. Made by :meth:`draft` or :meth:`load`; both block, and neither touches the network."""
 
     def __init__(self, directory: Path, ref: LayerRef, origins: Sequence[Origin], frames: FrameTable) -> None:
         self.directory = directory
@@ -61,27 +62,38 @@ class Layer:
         return f"<Layer {self.short} {self.state} {self.present.count}/{len(self.present)} frames>"
 
     @classmethod
-    def create(cls, directory: Path, ref: LayerRef, origins: Sequence[Origin], index: bytes, opened: Index) -> Layer:
-        """Make the layer's directory from its index, as it came and as `open_index` found it good.
+    def draft(cls, parent: Path, ref: LayerRef, origins: Sequence[Origin], index: bytes) -> Layer:
+        """A layer whose frames can be fetched, in a new directory of ``parent`` that no later daemon will know.
 
-        Raises OSError when the disk is full.
+        Its files cannot be shown before :meth:`seal` and :meth:`take_name`. Raises FormatError for what is not the
+        layer's index, or OSError when the disk is full.
         """
-        frames, metadata = opened.frames, opened.metadata
-        draft = Path(tempfile.mkdtemp(prefix=".new-", dir=directory.parent))
+        frames = open_frames(index, ref)
+        directory = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
         try:
-            (draft / "fs").mkdir(mode=0o755)
-            (draft / "index").write_bytes(index)
-            (draft / "meta.erofs").write_bytes(metadata)
-            (draft / EXTENTS).write_bytes(encode_extents(opened.extents))
-            with (draft / "tar").open("wb") as tar:
+            (directory / "fs").mkdir(mode=0o755)
+            write_durably(directory / "index", index)
+            with (directory / "tar").open("wb") as tar:
                 tar.truncate(frames.tar_size)
-            write_reference(draft, ref, origins, sha256_digest(metadata))
-            _sync_files(draft)
-            draft.rename(directory)
+                os.fdatasync(tar.fileno())
+            return cls(directory, ref, origins, frames)
         except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
             raise
-        return cls(directory, ref, origins, frames)
+
+    def seal(self, metadata_digest: Digest) -> None:
+        """Write a draft's last file, now that `check_index` has passed it. Blocks; raises OSError."""
+        write_reference(self.directory, self.ref, self.origins, metadata_digest)
+
+    def take_name(self, directory: Path) -> None:
+        """Make a sealed draft a layer that later daemons know. Raises OSError."""
+        self.directory.rename(directory)
+        self.directory = self.present.directory = directory
+
+    def discard(self) -> None:
+        """Close a draft and remove what there is of it; nothing may write to it any more. Blocks."""
+        self.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     @classmethod
     def load(cls, directory: Path) -> Layer:
@@ -249,14 +261,14 @@ class Layer:
 
 
 def write_reference(directory: Path, ref: LayerRef, origins: Sequence[Origin], metadata_digest: Digest) -> None:
-    """Replace ``ref.json`` whole."""
+    """Replace ``ref.json`` whole. Blocks; raises OSError."""
     document = {
         "annotations": ref.to_annotations(),
         "origins": [asdict(origin) for origin in origins],
         "metadata_digest": metadata_digest,
     }
     draft = directory / "ref.json.new"
-    draft.write_text(json.dumps(document, indent=1))
+    write_durably(draft, json.dumps(document, indent=1).encode())
     draft.rename(directory / "ref.json")
 
 
@@ -272,13 +284,6 @@ def read_reference(directory: Path) -> tuple[LayerRef, list[Origin], Digest]:
     if ref is None:
         raise FormatError(f"{directory.name}/ref.json: no layer reference")
     return ref, origins, metadata_digest
-
-
-def _sync_files(directory: Path) -> None:
-    for file in directory.iterdir():
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fdatasync(stream.fileno())
 
 
 def is_disk_full(error: OSError) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,10 +13,10 @@ from pathlib import Path
 import structlog
 
 from fetcher import kernel, planes
+from fetcher.admission import Admissions
 from fetcher.cache import Candidate, choose_evictions
-from fetcher.check_order import CheckOrder
 from fetcher.governor import Governor
-from fetcher.layer import Layer, directory_name
+from fetcher.layer import Layer
 from fetcher.model import (
     FetcherConfig,
     FetcherStatus,
@@ -30,7 +29,7 @@ from fetcher.model import (
 from fetcher.plane import DataPlane
 from fetcher.profile_store import ProfileStore
 from fetcher.profiles import Profiles
-from fetcher.registry import Origin, RegistryClient, RegistryError
+from fetcher.registry import Origin, RegistryClient
 from fetcher.tar_digest import small_tar_digest, tar_digest
 from fetcher.tasks import TaskSet
 from fetcher.teardown import keeper_pid
@@ -38,7 +37,6 @@ from fetcher.touches import TouchLog
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
 from layerformat.errors import FormatError
-from layerformat.index import open_index
 
 log = structlog.get_logger(__name__)
 
@@ -56,8 +54,6 @@ class Fetcher:
         self._config = config
         self._layers: dict[Digest, Layer] = {}
         self._locks: dict[Digest, asyncio.Lock] = {}
-        self._admissions: dict[Digest, asyncio.Task[Layer]] = {}
-        self._checks = CheckOrder()
         self._retained: set[Digest] = set()
         self._verifying: dict[Digest, asyncio.Task[None]] = {}
         self._tasks = TaskSet()
@@ -66,6 +62,13 @@ class Fetcher:
         self.client = RegistryClient(config.registry)
         self.governor = Governor(self.client, config.governor, on_complete=self._verify)
         self.plane: DataPlane  # chosen on entering
+        self._admissions = Admissions(
+            self.client,
+            self._layers_dir,
+            index_timeout_s=config.index_timeout_s,
+            admitted=self._admitted,
+            withdraw=self._withdraw,
+        )
         profile_store = ProfileStore(config.root / "profiles")
         self.profiles = Profiles(config.profiles, profile_store, self.client, self, self._tasks)
         self.touches.observer = self.profiles.touch
@@ -88,7 +91,7 @@ class Fetcher:
             await stack.enter_async_context(self.governor)
             await self.plane.start(layers)
             stack.push_async_callback(self.plane.close)
-            stack.push_async_callback(self._end_admissions)
+            stack.push_async_callback(self._admissions.close)
             await stack.enter_async_context(self._tasks)
             stack.push_async_callback(self.profiles.close)
             self._tasks.start(self._keep_durable(), "make layers durable")
@@ -121,12 +124,6 @@ class Fetcher:
             await asyncio.to_thread(layer.make_durable)
             layer.close()
 
-    async def _end_admissions(self) -> None:
-        for task in list(self._admissions.values()):
-            task.cancel()
-        if self._admissions:
-            await asyncio.wait(list(self._admissions.values()))
-
     # Admission.
 
     async def admit(self, ref: LayerRef, origins: Sequence[Origin]) -> None:
@@ -135,7 +132,7 @@ class Fetcher:
         Raises LayerUnavailable when no origin has a good index (FormatError is its cause where one was malformed), or
         OSError when the disk refuses.
         """
-        layer = self._layers.get(ref.digest) or await self._admission(ref, origins)
+        layer = self._layers.get(ref.digest) or await self._admissions.layer(ref, origins)
         if layer.ref != ref:
             raise LayerUnavailable(f"layer {ref.digest}: known with another index or diff id")
         if layer.state is LayerState.CORRUPT:
@@ -143,53 +140,15 @@ class Fetcher:
         if layer.add_origins(origins):
             await asyncio.to_thread(layer.save_origins)
 
-    async def _admission(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer:
-        task = self._admissions.get(ref.digest)
-        if task is None:
-            task = asyncio.ensure_future(self._fetch_index(ref, list(origins)))
-            self._admissions[ref.digest] = task
-            task.add_done_callback(lambda done: self._admission_ended(ref.digest, done))
-        # A caller that goes away must not take the others' download with it.
-        return await asyncio.shield(task)
+    def _admitted(self, layer: Layer) -> None:
+        self._layers[layer.digest] = layer
 
-    def _admission_ended(self, digest: Digest, task: asyncio.Task[Layer]) -> None:
-        del self._admissions[digest]
-        if not task.cancelled():
-            task.exception()  # it was told to whoever asked
-
-    async def _fetch_index(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer:
-        problems = []
-        for origin in origins:
-            try:
-                async with asyncio.timeout(self._config.index_timeout_s):
-                    with self._checks.coming(ref.index_size):
-                        payload = await self._read_index(ref, origin)
-                layer = await self._create(ref, origins, payload)
-            except (RegistryError, FormatError, TimeoutError) as error:
-                problems.append(f"{origin.host}/{origin.repository}: {error or 'timed out'}")
-                continue
-            # Here and not when the task has ended: who asks between the two must find one or the other.
-            self._layers[ref.digest] = layer
-            log.info("layer_admitted", layer=ref.digest, frames=len(layer.frames), source=str(origin))
-            return layer
-        raise LayerUnavailable(f"layer {ref.digest}: " + ("; ".join(problems) or "no origin known"))
-
-    async def _read_index(self, ref: LayerRef, origin: Origin) -> bytes:
-        parts = []
-        request = self.client.read_blob(origin, ref.digest, offset=ref.index_offset, length=ref.index_size)
-        async with request as chunks:
-            async for chunk in chunks:
-                parts.append(chunk)
-        payload = b"".join(parts)
-        if f"sha256:{hashlib.sha256(payload).hexdigest()}" != ref.index_digest:
-            raise FormatError(f"index is not {ref.index_digest}")
-        return payload
-
-    async def _create(self, ref: LayerRef, origins: Sequence[Origin], payload: bytes) -> Layer:
-        async with self._checks.turn(ref.index_size):
-            opened = await asyncio.to_thread(open_index, payload, ref)
-        directory = self._layers_dir / directory_name(ref.digest)
-        return await asyncio.to_thread(Layer.create, directory, ref, origins, payload, opened)
+    async def _withdraw(self, draft: Layer) -> None:
+        """Nothing is fetched for a draft any more, and whoever is about to ask finds it closed."""
+        async with self._lock(draft.digest):
+            await self.governor.drop(draft.digest)
+            self.governor.shared.forget(draft.digest)
+            draft.close()
 
     def announce(self, image: ImageHint) -> None:
         """An image is about to be used: admit all its layers at once, replay its profile. Never fails, never blocks."""
@@ -385,11 +344,14 @@ class Fetcher:
         """Whether a snapshot uses the layer."""
         return digest in self._retained
 
-    async def open_for_prefetch(self, digest: Digest) -> Layer | None:
-        """The layer, ready for the governor; None if nothing of it is to be fetched."""
-        async with self._lock(digest):
-            layer = self._layers.get(digest)
-            if layer is None or layer.state is LayerState.COMPLETE or layer.present.complete:
+    async def open_for_prefetch(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer | None:
+        """The layer, ready for the governor, even if its metadata are not checked yet; None if it is complete or gone.
+
+        Raises LayerUnavailable or OSError.
+        """
+        layer = self._layers.get(ref.digest) or await self._admissions.draft(ref, origins)
+        async with self._lock(ref.digest):
+            if layer.closed or layer.state is LayerState.COMPLETE or layer.present.complete:
                 return None
             layer.open_for_filling()
             self.governor.add(layer)

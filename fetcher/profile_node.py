@@ -36,8 +36,11 @@ class Node(Protocol):
     async def admit(self, ref: LayerRef, origins: Sequence[Origin]) -> None:
         """Raises LayerUnavailable or OSError."""
 
-    async def open_for_prefetch(self, digest: Digest) -> Layer | None:
-        """The layer, ready for the governor; None if it is complete or gone."""
+    async def open_for_prefetch(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer | None:
+        """The layer, ready for the governor, though nobody may see it yet; None if it is complete or gone.
+
+        Raises LayerUnavailable or OSError.
+        """
 
     async def abandon(self, digest: Digest) -> None:
         """Stop fetching a layer that no snapshot uses."""

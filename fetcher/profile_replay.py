@@ -119,8 +119,7 @@ class Replay:
 
     async def _open(self, image: Image, ref: LayerRef) -> Layer | None:
         try:
-            await self._node.admit(ref, image.hint.origins)
-            return await self._node.open_for_prefetch(ref.digest)
+            return await self._node.open_for_prefetch(ref, image.hint.origins)
         except (LayerUnavailable, OSError):
             return None  # whoever needs the layer is told
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fetcher.governor import QUIET_S
 from fetcher.layer import Layer
-from fetcher.model import ImageHint, ProfilesConfig
+from fetcher.model import ImageHint, LayerUnavailable, ProfilesConfig
 from fetcher.profile import Profile, ProfileError
 from fetcher.profile_node import Node
 from fetcher.profile_recorder import Recorder, RecordingStarted
@@ -21,6 +22,7 @@ from fetcher.profile_store import ProfileStore, load_sound
 from fetcher.registry import RegistryClient
 from fetcher.tasks import TaskSet
 from fetcher.warming import Warming
+from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
 
 #: Announced images remembered; the oldest are forgotten first.
@@ -101,10 +103,16 @@ class Profiles:
         profile = image.profile
         if profile is None or not self._config.warm or not self._node.tells_readers:
             return
-        layers = [layer for ref in image.hint.layers if (layer := self._node.layer(ref.digest)) is not None]
+        layers = [layer for ref in image.hint.layers if (layer := await self._admitted(image, ref)) is not None]
         if not any(self._recorder.wants(layer.digest) for layer in layers):
             places = {layer.ref.diff_id: (layer.digest, layer.directory) for layer in layers}
             await self._warming.run(image.manifest, profile, places)
+
+    async def _admitted(self, image: Image, ref: LayerRef) -> Layer | None:
+        """One of the image's layers when it is there for others to see; None if it will not be."""
+        with suppress(LayerUnavailable, OSError):
+            await self._node.admit(ref, image.hint.origins)
+        return self._node.layer(ref.digest)
 
     def readers_ahead(self) -> Collection[int]:
         """Processes whose reads are no program's."""

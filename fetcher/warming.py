@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from fetcher import subprocesses
 from fetcher.profile import Profile
 from layerformat.digest import DiffID, Digest
 
@@ -43,26 +42,21 @@ class Warming:
             "reads": [[read.layer, read.offset, read.length] for read in profile.reads if profile.is_common(read)],
             "limit_bytes": _available_bytes() // MEMORY_SHARE,
         }
-        command = (sys.executable, "-I", "-m", "fetcher.warmer")
-        pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+            process = await subprocesses.start_module("fetcher.warmer")
         except OSError as error:
             log.warning("warming_failed", manifest=manifest, error=str(error))
             return
         self._running[process] = frozenset(digest for digest, _ in directories.values())
         try:
-            output, _ = await process.communicate(json.dumps(order).encode())
+            answer = await subprocesses.ask(process, json.dumps(order).encode())
         finally:
             await self._end(process)
         # What was ended on the way says nothing.
-        log.info("warmed", manifest=manifest, **(json.loads(output) if output else {}))
+        log.info("warmed", manifest=manifest, **(json.loads(answer) if answer else {}))
 
     async def _end(self, process: asyncio.subprocess.Process) -> None:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
+        await subprocesses.end(process)
         self._running.pop(process, None)
 
     async def stop(self, digests: Collection[Digest]) -> None:

@@ -59,10 +59,7 @@ def decode_index(data: bytes) -> Index:
     for an event loop. Memory is bounded by 256 times `data` and by 512 MiB.
     """
     header = _parse_header(data)
-    frames = _parse_frames(data, header)
-    metadata = _decompress(data[HEADER.size : header.rows_at], header.metadata_size)
-    extents = validate_metadata(metadata, device_bytes=header.tar_size)
-    return Index(diff_id=header.diff_id, frames=frames, metadata=metadata, extents=extents)
+    return _with_metadata(data, header, _parse_frames(data, header))
 
 
 def frame_table(data: bytes) -> FrameTable:
@@ -73,19 +70,36 @@ def frame_table(data: bytes) -> FrameTable:
     return _parse_frames(data, _parse_header(data))
 
 
-def open_index(data: bytes, ref: LayerRef) -> Index:
-    """The index of the layer `ref` from what was read at its place in the blob: digest checked first, then everything.
+def open_frames(data: bytes, ref: LayerRef) -> FrameTable:
+    """The frame table of the layer `ref` from what was read at its index's place in the blob, digest checked first.
 
-    Raises FormatError also where the index is sound but not of this layer.
+    Enough to fetch the layer's frames, not to show its files: the metadata is not looked at. Raises FormatError also
+    where the index is not of this layer.
     """
     if len(data) != ref.index_size or sha256_digest(data) != ref.index_digest:
         raise FormatError(f"layer {ref.digest}: the index differs from the digest {ref.index_digest}")
-    index = decode_index(data)
-    if index.diff_id != ref.diff_id:
-        raise FormatError(f"layer {ref.digest}: index of {index.diff_id}, expected {ref.diff_id}")
-    if index.frames.data_size + SKIPPABLE_HEADER.size != ref.index_offset:
-        raise FormatError(f"layer {ref.digest}: frames end at {index.frames.data_size}, not just before the index")
-    return index
+    header = _parse_header(data)
+    frames = _parse_frames(data, header)
+    if header.diff_id != ref.diff_id:
+        raise FormatError(f"layer {ref.digest}: index of {header.diff_id}, expected {ref.diff_id}")
+    if frames.data_size + SKIPPABLE_HEADER.size != ref.index_offset:
+        raise FormatError(f"layer {ref.digest}: frames end at {frames.data_size}, not just before the index")
+    return frames
+
+
+def open_index(data: bytes, ref: LayerRef) -> Index:
+    """What `open_frames` checks and what `decode_index` validates: a layer whose files may be shown.
+
+    Raises FormatError.
+    """
+    frames = open_frames(data, ref)
+    return _with_metadata(data, _parse_header(data), frames)
+
+
+def _with_metadata(data: bytes, header: "_Header", frames: FrameTable) -> Index:
+    metadata = _decompress(data[HEADER.size : header.rows_at], header.metadata_size)
+    extents = validate_metadata(metadata, device_bytes=header.tar_size)
+    return Index(diff_id=header.diff_id, frames=frames, metadata=metadata, extents=extents)
 
 
 class _Header(NamedTuple):

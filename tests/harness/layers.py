@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import zstandard
 
 from layerformat.annotations import FORMAT_VERSION, LayerRef
-from layerformat.digest import DiffID, sha256_digest
+from layerformat.digest import DiffID, raw_digest, sha256_digest
 from layerformat.entries import Entry
 from layerformat.erofs_write import build_metadata
 from layerformat.frames import SKIPPABLE_HEADER, FrameTable, encode_tail
-from layerformat.index import Index, encode_index
+from layerformat.index import HEADER, MAGIC, Index, encode_index
 
 BLOCK = 4096
 
@@ -60,3 +60,24 @@ def make_layer(files: Mapping[str, bytes], *, frame_bytes: int = 64 << 10) -> Te
         diff_id=index.diff_id,
     )
     return TestLayer(ref=ref, blob=blob, tar=bytes(tar), index=index, files=dict(files))
+
+
+def with_spoiled_metadata(layer: TestLayer) -> TestLayer:
+    """The layer as a hostile registry would serve it: every digest is right, and the metadata are not."""
+    metadata = layer.index.metadata[:-1] + b"\x01"
+    stored = zstandard.ZstdCompressor().compress(metadata)
+    frames = layer.index.frames
+    header = HEADER.pack(
+        *(MAGIC, FORMAT_VERSION, 0, raw_digest(layer.ref.diff_id), frames.tar_size, frames.data_size),
+        *(len(frames), len(metadata), len(stored), b""),
+    )
+    payload = header + stored + frames.encode()
+    blob = layer.blob[: frames.data_size] + encode_tail(frames, payload)
+    ref = replace(
+        layer.ref,
+        digest=sha256_digest(blob),
+        size=len(blob),
+        index_size=len(payload),
+        index_digest=sha256_digest(payload),
+    )
+    return replace(layer, ref=ref, blob=blob, index=replace(layer.index, metadata=metadata))

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 
 from fetcher import profile_registry
-from fetcher.model import FetcherConfig, LayerState, ProfilesConfig
+from fetcher.model import FetcherConfig, LayerState, LayerUnavailable, ProfilesConfig
 from fetcher.profile import MEDIA_TYPE, Profile, Read, encode_profile
 from fetcher.profile_store import ProfileStore
 from layerformat.digest import DiffID, Digest
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
-from tests.harness.layers import TestLayer
+from tests.harness.layers import TestLayer, with_spoiled_metadata
 from tests.kernel.profiles.image import (
     Image,
     another,
@@ -50,6 +50,40 @@ async def test_replayed_on_another_node_before_anyone_asks(config: FetcherConfig
         assert status.faults == 0
         assert sum(status.fetched_bytes.values()) == image.compressed_bytes(profile)
         assert (await fetcher.profiles.status())[0].source == "registry"
+
+
+async def test_frames_come_while_the_metadata_are_checked(config: FetcherConfig, image: Image) -> None:
+    profile = await recorded(config, image)
+    other = another(config)
+    ProfileStore(other.root / "profiles").save(image.manifest, profile)
+    async with node(other) as fetcher:
+        async with fetcher._admissions._turn:
+            fetcher.announce(image.hint)
+            await until(lambda: sum(fetcher.governor.meter.bytes.values()) == image.compressed_bytes(profile))
+            assert not fetcher.status().layers
+        await pulled(fetcher, image)
+        await start(fetcher, image)
+        status = fetcher.status()
+        assert status.faults == 0
+        assert sum(status.fetched_bytes.values()) == image.compressed_bytes(profile)
+
+
+async def test_nothing_stays_of_a_layer_whose_metadata_are_no_good(
+    config: FetcherConfig, layers: dict[str, TestLayer]
+) -> None:
+    async with FakeRegistry() as registry:
+        image = served(registry, {name: with_spoiled_metadata(layer) for name, layer in layers.items()})
+        ProfileStore(config.root / "profiles").save(image.manifest, any_profile(image))
+        async with node(config) as fetcher:
+            async with fetcher._admissions._turn:
+                fetcher.announce(image.hint)
+                await until(lambda: sum(fetcher.governor.meter.bytes.values()) > 0)
+                assert fetcher.governor._queues
+            for layer in image.layers.values():
+                with pytest.raises(LayerUnavailable):
+                    await fetcher.admit(layer.ref, [image.origin])
+            assert not fetcher.governor._queues and not fetcher.status().layers
+            assert not list((config.root / "layers").iterdir())
 
 
 @pytest.mark.parametrize("config", ["fanotify"], indirect=True)

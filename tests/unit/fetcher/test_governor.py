@@ -26,7 +26,7 @@ async def test_an_image_without_a_profile_does_not_end_anothers_hold() -> None:
 async def test_an_image_that_can_be_here_in_a_moment_is_filled_during_its_start(tmp_path: Path) -> None:
     made = make_layer({"data": random.Random(1).randbytes(1 << 20)})
     index = made.blob[made.ref.index_offset : made.ref.index_offset + made.ref.index_size]
-    layer = Layer.create(tmp_path / "layer", made.ref, [], index, made.index)
+    layer = Layer.draft(tmp_path, made.ref, [], index)
     config = GovernorConfig()
     async with Governor(RegistryClient(RegistryConfig()), config, on_complete=lambda _: None) as governor:
         governor.add(layer)

@@ -27,7 +27,7 @@ def layer_bytes() -> bytes:
 def layer(tmp_path: Path, layer_bytes: bytes) -> Iterator[Layer]:
     made = make_layer({"data": layer_bytes}, frame_bytes=FRAME_BYTES)
     payload = made.blob[made.ref.index_offset : made.ref.index_offset + made.ref.index_size]
-    layer = Layer.create(tmp_path / "layer", made.ref, [], payload, made.index)
+    layer = Layer.draft(tmp_path, made.ref, [], payload)
     yield layer
     layer.close()
 
