@@ -5,6 +5,7 @@
 
 import importlib
 import importlib.util
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -128,4 +129,6 @@ def _report(problem: Exception) -> int:
 
 def main() -> None:
     """Entry point of the `fastpull` script."""
+    # As Ctrl-C: whatever was set up is taken down.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run_command(sys.argv[1:]))

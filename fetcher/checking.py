@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -32,9 +33,9 @@ class IndexCheck:
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
-        """Raises OSError."""
         if self._ref.index_size >= PROCESS_BYTES:
-            self._process = await subprocesses.start_module("fetcher.checker")
+            with suppress(OSError):  # a node that has no room for a process has one for a thread
+                self._process = await subprocesses.start_module("fetcher.checker")
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -19,6 +19,8 @@ FREE_CHECK_S = 1.0
 DIRTY_CHECK_S = 0.25
 #: A paused fill goes on below this share of what paused it. The kernel still writes back then: no time is lost.
 RESUME_SHARE = 0.75
+#: So long the fill waits on end for pages that are still to be written: somebody else may keep the disk busy for good.
+PATIENCE_S = 30.0
 VMSTAT = Path("/proc/vmstat")
 
 
@@ -29,7 +31,8 @@ class DiskPressure:
         self._reserve_bytes = reserve_bytes
         self._dirty_share = dirty_share
         self._space_checked = self._dirty_checked = float("-inf")
-        self._has_space = self._is_clean = True
+        self._has_space = True
+        self._dirty_since: float | None = None
 
     def allows_fill(self, directory: Path, now: float) -> bool:
         """Whether more may be written below ``directory`` than what readers wait for."""
@@ -38,8 +41,8 @@ class DiskPressure:
             self._check_space(directory)
         if now - self._dirty_checked >= DIRTY_CHECK_S:
             self._dirty_checked = now
-            self._check_dirty()
-        return self._has_space and self._is_clean
+            self._check_dirty(now)
+        return self._has_space and (self._dirty_since is None or now - self._dirty_since >= PATIENCE_S)
 
     def _check_space(self, directory: Path) -> None:
         stat = os.statvfs(directory)
@@ -47,11 +50,14 @@ class DiskPressure:
         if had and not self._has_space:
             log.warning("fill_paused_disk_low", reserve_bytes=self._reserve_bytes)
 
-    def _check_dirty(self) -> None:
+    def _check_dirty(self, now: float) -> None:
         share = dirty_share(VMSTAT.read_text())
-        was, self._is_clean = self._is_clean, share < self._dirty_share * (1 if self._is_clean else RESUME_SHARE)
-        if was != self._is_clean:
-            log.info("fill_paused_disk_slow" if was else "fill_resumed", dirty_share=round(share, 2))
+        if self._dirty_since is None and share >= self._dirty_share:
+            self._dirty_since = now
+            log.info("fill_paused_disk_slow", dirty_share=round(share, 2))
+        elif self._dirty_since is not None and share < self._dirty_share * RESUME_SHARE:
+            self._dirty_since = None
+            log.info("fill_resumed", dirty_share=round(share, 2))
 
 
 def dirty_share(vmstat: str) -> float:
