@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from layerformat.digest import DiffID, parse_digest
 from layerformat.erofs import MAX_DEVICE_BYTES
@@ -34,8 +34,7 @@ class ProfileError(ValueError):
     """A profile that cannot be used: malformed, out of bounds, of another version, or about something else."""
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """Bytes [offset, offset + length) of the tar of ``layers[layer]``, read first in ``seen`` of the recordings."""
 
     layer: int
@@ -79,7 +78,7 @@ class Profile:
         """What it says of these layers; None if that is nothing."""
         layers = tuple(diff_id for diff_id in self.layers if diff_id in diff_ids)
         numbers = {self.layers.index(diff_id): number for number, diff_id in enumerate(layers)}
-        reads = [replace(read, layer=numbers[read.layer]) for read in self.reads if read.layer in numbers]
+        reads = [read._replace(layer=numbers[read.layer]) for read in self.reads if read.layer in numbers]
         return replace(self, layers=layers, reads=coalesced(reads)) if reads else None
 
     def check_fits(self, diff_ids: Iterable[DiffID]) -> None:
@@ -152,10 +151,9 @@ def _reads(rows: Any, layers: int, recordings: int) -> tuple[Read, ...]:
 
 
 def _read(row: Any, number: int, layers: int, recordings: int) -> Read:
-    if not isinstance(row, list) or len(row) not in (3, 4) or any(type(value) is not int for value in row):
+    if not isinstance(row, list) or len(row) not in (3, 4) or set(map(type, row)) != {int}:
         raise ProfileError(f"reads[{number}]: not [layer, offset, length] or [layer, offset, length, seen]")
-    layer, offset, length = row[:3]
-    seen = row[3] if len(row) == 4 else recordings
+    layer, offset, length, seen = row if len(row) == 4 else (*row, recordings)
     sound = 0 <= layer < layers and offset >= 0 and length > 0 and offset + length <= MAX_DEVICE_BYTES
     if not sound or not 0 < seen <= recordings:
         raise ProfileError(f"reads[{number}]: out of bounds")
@@ -178,10 +176,10 @@ def _time(value: Any) -> datetime:
 def check_disjoint(reads: Iterable[Read]) -> None:
     """Raise ProfileError where two reads of a layer overlap: it bounds what a profile can make a node do."""
     behind: dict[int, int] = {}
-    for read in sorted(reads, key=lambda each: (each.layer, each.offset)):
-        if read.offset < behind.get(read.layer, 0):
-            raise ProfileError(f"reads: two overlap at {read.offset} of layer {read.layer}")
-        behind[read.layer] = read.end
+    for layer, offset, length, _ in sorted(reads):
+        if offset < behind.get(layer, 0):
+            raise ProfileError(f"reads: two overlap at {offset} of layer {layer}")
+        behind[layer] = offset + length
 
 
 def wanted_frames(profile: Profile, tables: Mapping[DiffID, FrameTable]) -> list[tuple[DiffID, int]]:
@@ -190,14 +188,15 @@ def wanted_frames(profile: Profile, tables: Mapping[DiffID, FrameTable]) -> list
     Raises ProfileError when a read lies outside its layer's tar.
     """
     wanted: dict[tuple[DiffID, int], None] = {}
-    for read in profile.reads:
-        diff_id = profile.layers[read.layer]
+    for layer, offset, length, _ in profile.reads:
+        diff_id = profile.layers[layer]
         table = tables.get(diff_id)
         if table is None:
             continue
-        if read.end > table.tar_size:
-            raise ProfileError(f"names bytes up to {read.end} of layer {diff_id}, which has {table.tar_size}")
-        for number in table.covering(read.offset, read.end):
+        end = offset + length
+        if end > table.tar_size:
+            raise ProfileError(f"names bytes up to {end} of layer {diff_id}, which has {table.tar_size}")
+        for number in table.covering(offset, end):
             wanted[diff_id, number] = None
     return list(wanted)
 

@@ -6,6 +6,7 @@ whoever reads them, the newest few.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 
 import structlog
@@ -66,7 +67,7 @@ async def _pull_one(client: RegistryClient, origin: Origin, descriptor: Descript
         size += len(chunk)
         if size > MAX_BYTES:
             raise ProfileError(f"is larger than {MAX_BYTES} bytes")
-    return decode_profile(b"".join(parts))
+    return await asyncio.to_thread(decode_profile, b"".join(parts))
 
 
 async def push(client: RegistryClient, origin: Origin, manifest: Digest, profile: Profile) -> Descriptor:
