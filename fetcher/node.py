@@ -345,13 +345,13 @@ class Fetcher:
         return digest in self._retained
 
     async def open_for_prefetch(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer | None:
-        """The layer, ready for the governor, even if its metadata are not checked yet; None if it is complete or gone.
+        """The layer, ready for the governor, even if its metadata are not checked yet.
 
-        Raises LayerUnavailable or OSError.
+        None if it is complete or gone, or is here with another index. Raises LayerUnavailable or OSError.
         """
         layer = self._layers.get(ref.digest) or await self._admissions.draft(ref, origins)
         async with self._lock(ref.digest):
-            if layer.closed or layer.state is LayerState.COMPLETE or layer.present.complete:
+            if layer.closed or layer.ref != ref or layer.state is LayerState.COMPLETE or layer.present.complete:
                 return None
             layer.open_for_filling()
             self.governor.add(layer)

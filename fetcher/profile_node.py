@@ -37,7 +37,7 @@ class Node(Protocol):
         """Raises LayerUnavailable or OSError."""
 
     async def open_for_prefetch(self, ref: LayerRef, origins: Sequence[Origin]) -> Layer | None:
-        """The layer, ready for the governor, though nobody may see it yet; None if it is complete or gone.
+        """The layer, ready for the governor, though nobody may see it yet; None if it is of no use to it.
 
         Raises LayerUnavailable or OSError.
         """

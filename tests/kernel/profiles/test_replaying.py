@@ -12,7 +12,7 @@ from fetcher import profile_registry
 from fetcher.model import FetcherConfig, LayerState, LayerUnavailable, ProfilesConfig
 from fetcher.profile import MEDIA_TYPE, Profile, Read, encode_profile
 from fetcher.profile_store import ProfileStore
-from layerformat.digest import DiffID, Digest
+from layerformat.digest import DiffID, Digest, sha256_digest
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
 from tests.harness.layers import TestLayer, with_spoiled_metadata
@@ -66,6 +66,21 @@ async def test_frames_come_while_the_metadata_are_checked(config: FetcherConfig,
         status = fetcher.status()
         assert status.faults == 0
         assert sum(status.fetched_bytes.values()) == image.compressed_bytes(profile)
+
+
+async def test_nothing_comes_for_a_layer_that_is_here_with_another_index(config: FetcherConfig, image: Image) -> None:
+    ProfileStore(config.root / "profiles").save(image.manifest, any_profile(image))
+    async with node(config) as fetcher:
+        for layer in image.layers.values():
+            await fetcher.admit(layer.ref, [image.origin])
+        refs = tuple(replace(layer.ref, index_digest=sha256_digest(b"another")) for layer in image.layers.values())
+        fetcher.announce(replace(image.hint, layers=refs))
+        for ref in refs:
+            with pytest.raises(LayerUnavailable, match="another index"):
+                await fetcher.admit(ref, [image.origin])
+        await until(lambda: fetcher.profiles.replayed(image.manifest) is not None)
+        await asyncio.sleep(0.2)
+        assert prefetched(fetcher) == 0
 
 
 async def test_nothing_stays_of_a_layer_whose_metadata_are_no_good(
