@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from fetcher.extents import EXTENTS, encode_extents
@@ -40,8 +41,11 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def main() -> int:
-    """The process."""
-    order = json.load(sys.stdin)
+    """The process. Where its parent dies before it asks or is answered, it ends in silence."""
+    question = sys.stdin.read()
+    if not question:
+        return 0
+    order = json.loads(question)
     ref = LayerRef.from_annotations(order["annotations"])
     assert ref is not None
     try:
@@ -50,7 +54,8 @@ def main() -> int:
         told = {"malformed": str(error)}
     except OSError as error:
         told = {"errno": error.errno}
-    print(json.dumps(told))
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), json.dumps(told).encode())
     return 0
 
 

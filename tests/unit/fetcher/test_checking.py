@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,21 @@ async def test_leaving_early_ends_the_process(monkeypatch: pytest.MonkeyPatch) -
     async with IndexCheck(LAYER.ref, asyncio.Lock()) as check:
         process = check._process
     assert process is not None and process.returncode == -9
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_a_process_whose_parent_died_says_nothing(tmp_path: Path, *, asked: bool) -> None:
+    write_index(tmp_path, LAYER)
+    order = {"directory": str(tmp_path), "annotations": LAYER.ref.to_annotations()} if asked else None
+    command = [sys.executable, "-I", "-m", "fetcher.checker"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        process.stdin.write(json.dumps(order).encode() if order else b"")
+        process.stdin.close()
+        assert await asyncio.to_thread(process.stderr.read) == b""
+    assert process.returncode == 0 and (tmp_path / "meta.erofs").exists() == asked
 
 
 async def test_threads_compute_one_at_a_time(tmp_path: Path) -> None:
