@@ -68,10 +68,8 @@ class ServerStarts:
 
     def _trials(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Trial]:
         modes = [mode for mode in all_modes(prepared) if setting.wants(mode.name)]
-        yield from trials.cold(bench, modes, self.workload(), setting.runs, setting.say)
-        if setting.wants("local"):
-            for mode in local_modes(prepared):
-                yield from trials.local(bench, mode, self.workload(), setting.runs, setting.say)
+        local = local_modes(prepared) if setting.wants("local") else []
+        yield from trials.cold_and_local(bench, modes, local, self.workload(), setting.runs, setting.say)
 
     def _more(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Row]:
         if setting.steady:

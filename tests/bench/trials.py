@@ -1,6 +1,7 @@
 """Starts, one after another: each way of starting in its turn, each from nothing; and starts with everything local."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from fastpull.demo.results import ColdStart
 from fastpull.lab.process import wait_until
 from tests.bench import rivals
 from tests.bench.admin import ask
+from tests.bench.prepare import full_rate
 
 MB = 1e6
 _COMPLETE_LIMIT_S = 1800
@@ -73,25 +75,48 @@ def trial(host: Host, mode: Mode, seen: Observed) -> Trial:
 def cold(bench: Bench, modes: Sequence[Mode], workload: Workload, runs: int, say: Say) -> Iterator[Trial]:
     """Each mode `runs` times, in turn, from nothing."""
     for mode in in_turn(modes, runs):
-        with rivals.host(bench, mode) as host:
-            bench.make_cold()
-            result = trial(host, mode, host.start(mode, workload))
-        say(result.told())
-        yield result
+        yield _from_nothing(bench, mode, workload, say)
 
 
-def local(bench: Bench, mode: Mode, workload: Workload, runs: int, say: Say) -> Iterator[Trial]:
-    """With the image on this disk in full: page cache dropped ("local, cold"), and right after that ("local, warm")."""
+def cold_and_local(
+    bench: Bench, modes: Sequence[Mode], local_modes: Sequence[Mode], workload: Workload, runs: int, say: Say
+) -> Iterator[Trial]:
+    """Each mode `runs` times, in turn: from nothing, and with everything local, which the others are held against."""
+    with ExitStack() as stack:
+        with full_rate(bench) if local_modes else nullcontext():
+            nodes = [(mode, stack.enter_context(_complete(bench, mode, workload))) for mode in local_modes]
+        for _ in range(runs):
+            for mode in modes:
+                yield _from_nothing(bench, mode, workload, say)
+            for mode, node in nodes:
+                yield from _locally(node, mode, workload, say)
+
+
+def _from_nothing(bench: Bench, mode: Mode, workload: Workload, say: Say) -> Trial:
+    with rivals.host(bench, mode) as host:
+        bench.make_cold()
+        result = trial(host, mode, host.start(mode, workload))
+    say(result.told())
+    return result
+
+
+@contextmanager
+def _complete(bench: Bench, mode: Mode, workload: Workload) -> Iterator[Node]:
+    """A node that has the image on its disk in full, for as long as the others come and go."""
     with bench.node(mode) as node:
         node.start(mode, workload)
         wait_complete(node)
-        for _ in range(runs):
-            drop_page_cache()
-            for state in ("cold", "warm"):
-                named = replace(mode, name=f"{mode.name} local, {state}")
-                result = trial(node, named, node.start(named, workload))
-                say(result.told())
-                yield result
+        yield node
+
+
+def _locally(node: Node, mode: Mode, workload: Workload, say: Say) -> Iterator[Trial]:
+    """Page cache dropped ("local, cold"), and right after that ("local, warm")."""
+    drop_page_cache()
+    for state in ("cold", "warm"):
+        named = replace(mode, name=f"{mode.name} local, {state}")
+        result = trial(node, named, node.start(named, workload))
+        say(result.told())
+        yield result
 
 
 def wait_complete(node: Node) -> None:
