@@ -71,13 +71,18 @@ def with_spoiled_metadata(layer: TestLayer) -> TestLayer:
         *(MAGIC, FORMAT_VERSION, 0, raw_digest(layer.ref.diff_id), frames.tar_size, frames.data_size),
         *(len(frames), len(metadata), len(stored), b""),
     )
-    payload = header + stored + frames.encode()
-    blob = layer.blob[: frames.data_size] + encode_tail(frames, payload)
+    return with_index(layer, replace(layer.index, metadata=metadata), header + stored + frames.encode())
+
+
+def with_index(layer: TestLayer, index: Index, payload: bytes) -> TestLayer:
+    """The same frames under another index, whose payload may be anything."""
+    blob = layer.blob[: layer.index.frames.data_size] + encode_tail(layer.index.frames, payload)
     ref = replace(
         layer.ref,
         digest=sha256_digest(blob),
         size=len(blob),
         index_size=len(payload),
         index_digest=sha256_digest(payload),
+        diff_id=index.diff_id,
     )
-    return replace(layer, ref=ref, blob=blob, index=replace(layer.index, metadata=metadata))
+    return replace(layer, ref=ref, blob=blob, index=index)

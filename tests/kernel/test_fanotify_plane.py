@@ -20,11 +20,10 @@ from fetcher.node import HASH_ALONG_BYTES, Fetcher
 from fetcher.registry import Origin, RegistryConfig
 from fetcher.teardown import teardown
 from layerformat.digest import DiffID, sha256_digest
-from layerformat.frames import encode_tail
 from layerformat.index import encode_index
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
-from tests.harness.layers import TestLayer, make_layer
+from tests.harness.layers import TestLayer, make_layer, with_index
 
 pytestmark = pytest.mark.root
 
@@ -181,23 +180,13 @@ async def test_a_large_layer_is_hashed_as_it_grows(config: FetcherConfig) -> Non
 async def test_a_layer_that_is_not_the_configs_tar_is_never_complete(config: FetcherConfig, layer: TestLayer) -> None:
     """Its frames are those of the index, which the manifest names; but not what other runtimes would extract."""
     other = replace(layer.index, diff_id=DiffID(sha256_digest(b"something else")))
-    payload = encode_index(other)
-    blob = layer.blob[: layer.index.frames.data_size] + encode_tail(layer.index.frames, payload)
-    ref = replace(
-        layer.ref,
-        digest=sha256_digest(blob),
-        size=len(blob),
-        index_size=len(payload),
-        index_digest=sha256_digest(payload),
-        diff_id=other.diff_id,
-    )
-    lying = replace(layer, ref=ref, blob=blob, index=other)
+    lying = with_index(layer, other, encode_index(other))
     async with FakeRegistry() as registry:
-        registry.add_blob(REPOSITORY, blob)
+        registry.add_blob(REPOSITORY, lying.blob)
         async with mounted(replace(config, background_fill=True), lying, origin(registry)) as (fetcher, _):
             await until(lambda: fetcher.status().layers[0].state is LayerState.CORRUPT)
             with pytest.raises(LayerUnavailable, match="config says"):
-                await fetcher.admit(ref, [origin(registry)])
+                await fetcher.admit(lying.ref, [origin(registry)])
 
 
 def _is_fanotify(fd: str) -> bool:
