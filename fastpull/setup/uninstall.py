@@ -19,7 +19,9 @@ from fastpull.setup.services import Services
 from fetcher import kernel
 from fetcher.teardown import keeper_pid
 
-_ON_CONTAINERS = "kind IN (1, 2)"  # snapshotter.model.Kind: views and active snapshots
+# snapshotter.model.Kind: active snapshots. Nothing is written to a view, and nerdctl's own, of each new container, goes
+# only when containerd collects garbage.
+_WRITTEN_TO = "kind = 2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +127,7 @@ def _check_readers(wanted: Uninstallation) -> None:
     if every and wanted.purge:
         message = f"--purge would take the files from under {_named(every)}"
         raise Failure(message, hint="remove them: fastpull clean --containers --force", code=ExitCode.NOT_PERMITTED)
-    kept = _snapshots(wanted.root, _ON_CONTAINERS)
+    kept = _snapshots(wanted.root, _WRITTEN_TO)
     if kept and wanted.purge and not wanted.force:
         message = f"--purge would delete what {counted(kept, 'container')} wrote"
         hint = "fastpull clean --containers removes them; --force deletes it all the same"
