@@ -9,15 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
+
+import structlog
 
 from fetcher import subprocesses
 from fetcher.checker import check_index
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
 from layerformat.errors import FormatError
+
+log = structlog.get_logger(__name__)
 
 #: Bytes of an index from which on a process pays: some 10,000 files, whose check takes longer than its beginning.
 PROCESS_BYTES: Final = 512 << 10
@@ -34,8 +37,10 @@ class IndexCheck:
 
     async def __aenter__(self) -> Self:
         if self._ref.index_size >= PROCESS_BYTES:
-            with suppress(OSError):  # a node that has no room for a process has one for a thread
+            try:
                 self._process = await subprocesses.start_module("fetcher.checker")
+            except OSError as error:  # a thread will do
+                log.warning("checking_process_failed", layer=self._ref.digest, error=str(error))
         return self
 
     async def __aexit__(self, *_: object) -> None:

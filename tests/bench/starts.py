@@ -69,7 +69,7 @@ class ServerStarts:
     def _trials(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Trial]:
         modes = [mode for mode in all_modes(prepared) if setting.wants(mode.name)]
         local = local_modes(prepared) if setting.wants("local") else []
-        yield from trials.cold_and_local(bench, modes, local, self.workload(), setting.runs, setting.say)
+        yield from trials.in_turn(bench, modes, self.workload(), setting.runs, setting.say, local)
 
     def _more(self, bench: Bench, setting: Setting, prepared: Prepared) -> Iterator[Row]:
         if setting.steady:

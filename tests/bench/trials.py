@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastpull.cold import drop_page_cache
-from fastpull.demo.bench import Bench, Host, Mode, Node, Observed, Workload, in_turn
+from fastpull.demo.bench import Bench, Host, Mode, Node, Observed, Workload
 from fastpull.demo.image import Say
 from fastpull.demo.results import ColdStart
 from fastpull.lab.process import wait_until
@@ -72,16 +72,13 @@ def trial(host: Host, mode: Mode, seen: Observed) -> Trial:
     )
 
 
-def cold(bench: Bench, modes: Sequence[Mode], workload: Workload, runs: int, say: Say) -> Iterator[Trial]:
-    """Each mode `runs` times, in turn, from nothing."""
-    for mode in in_turn(modes, runs):
-        yield _from_nothing(bench, mode, workload, say)
-
-
-def cold_and_local(
-    bench: Bench, modes: Sequence[Mode], local_modes: Sequence[Mode], workload: Workload, runs: int, say: Say
+def in_turn(
+    bench: Bench, modes: Sequence[Mode], workload: Workload, runs: int, say: Say, local_modes: Sequence[Mode] = ()
 ) -> Iterator[Trial]:
-    """Each mode `runs` times, in turn: from nothing, and with everything local, which the others are held against."""
+    """Each mode `runs` times, so that what drifts on the machine touches all of them alike.
+
+    `modes` start from nothing, `local_modes` with everything local, which the others are held against.
+    """
     with ExitStack() as stack:
         with full_rate(bench) if local_modes else nullcontext():
             nodes = [(mode, stack.enter_context(_complete(bench, mode, workload))) for mode in local_modes]

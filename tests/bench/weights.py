@@ -89,7 +89,7 @@ class WeightsRead:
             plain = self._plain(bench, setting, blobs)
             for kind in _READS:
                 modes = [mode for mode in all_modes(prepared) if setting.wants(mode.name) and _fits(mode, kind)]
-                done[kind] = list(trials.cold(bench, modes, self._workload(kind), setting.runs, setting.say))
+                done[kind] = list(trials.in_turn(bench, modes, self._workload(kind), setting.runs, setting.say))
         rows = list(self._rows(setting, done, plain, blobs[0].size))
         return Outcome(rows=rows, trials=tuple(done["read"]), values=_values(done))
 

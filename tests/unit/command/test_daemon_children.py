@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 FORKING = """
 import asyncio
@@ -28,8 +29,8 @@ uvloop.run(main(sys.argv[1]))
 """
 
 
-def test_grpc_does_nothing_when_the_daemon_forks(tmp_path: object) -> None:
+def test_grpc_does_nothing_when_the_daemon_forks(tmp_path: Path) -> None:
     """Its handlers say so on standard error when they cannot run, and otherwise may kill the child."""
-    command = [sys.executable, "-c", FORKING, f"{tmp_path}/s"]
+    command = [sys.executable, "-c", FORKING, f"{tmp_path / 's'}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

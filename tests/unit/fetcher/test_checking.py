@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 
 from fetcher import checking, subprocesses
 from fetcher.checking import IndexCheck
@@ -106,3 +107,15 @@ async def test_a_process_that_is_dead_before_it_is_asked_says_nothing() -> None:
     process = await subprocesses.start_module("no.such.module")
     await process.wait()
     assert await subprocesses.ask(process, b"x" * (1 << 20)) == b""
+
+
+async def test_a_node_without_room_for_a_process_checks_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checking, "PROCESS_BYTES", 0)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    write_index(tmp_path, LAYER)
+    with structlog.testing.capture_logs() as told:
+        async with IndexCheck(LAYER.ref, asyncio.Lock()) as check:
+            assert await check.run(tmp_path) == sha256_digest(LAYER.index.metadata)
+    assert [row["event"] for row in told] == ["checking_process_failed"]
