@@ -100,7 +100,7 @@ def test_completion_is_measured_by_this_containers_events(fastpull: CommandLine,
     results, chart = tmp_path / "o.json", tmp_path / "o.png"
     with other_containers(fastpull, image):
         flags = ["--benchmark-mode", "completion", "--runs", "2", "--output-json", str(results), "--chart", str(chart)]
-        done = fastpull("run", "--mode", "normal", HOST, *flags, image, "sh", "-c", "sleep 1.5; echo done")
+        done = fastpull("run", "--mode", "normal", HOST, *flags, image, "sh", "-c", "sleep 3; echo done")
     document = json.loads(results.read_text())
     assert done.stdout.count("done") == 2
     assert "NORMAL BENCHMARK SUMMARY" in done.stderr
@@ -108,7 +108,8 @@ def test_completion_is_measured_by_this_containers_events(fastpull: CommandLine,
     for run in document["runs"]:
         metrics = run["metrics"]
         # The others end every half second; taken for ours they would have ended the measurement.
-        assert 1.5 <= metrics["completion_time"] - metrics["container_start_time"] < 2.5
+        # A program may begin a little before containerd says that it has.
+        assert 2.5 <= metrics["completion_time"] - metrics["container_start_time"] < 5
         assert metrics["container_created_time"] < metrics["container_start_time"]
     spread = document["statistics"]["completion_time"]
     assert spread["min"] <= document["metrics"]["completion_time"] <= spread["max"]
@@ -137,10 +138,10 @@ def other_containers(fastpull: CommandLine, image: str) -> Iterator[None]:
 def test_readiness_is_noticed_at_once_and_the_container_removed(fastpull: CommandLine, tmp_path: Path) -> None:
     image, port, results = fastpull.push_converted(), free_port(), tmp_path / "o.json"
     flags = ["--benchmark-mode", "readiness", "--readiness-endpoint", f"http://127.0.0.1:{port}/"]
-    done = fastpull("run", HOST, *flags, "--output-json", str(results), image, *server(port, 1.0))
+    done = fastpull("run", HOST, *flags, "--output-json", str(results), image, *server(port, 2.0))
     metrics = json.loads(results.read_text())["metrics"]
     assert "FASTPULL BENCHMARK SUMMARY" in done.stderr
-    assert 1.0 <= metrics["readiness_time"] - metrics["container_start_time"] < 1.6
+    assert 1.5 <= metrics["readiness_time"] - metrics["container_start_time"] < 3.5
     assert metrics["completion_time"] is None
     assert fastpull.containers() == []
 

@@ -78,10 +78,13 @@ def test_the_link_limits_the_rate_and_counts(
 def test_the_relay_adds_the_round_trip(workspace: Workspace) -> None:
     def seconds_for_one_request(rtt_ms: float, name: str) -> float:
         with ShapedLink(LinkShape(rtt_ms=rtt_ms)) as link, Registry(workspace, link, name=name) as served:
-            began = time.monotonic()
-            with urllib.request.urlopen(f"http://{served.host}/v2/", timeout=10) as answer:
-                assert answer.status == 200
-            return time.monotonic() - began
+            return min(seconds_for_this_request(f"http://{served.host}/v2/") for _ in range(3))
+
+    def seconds_for_this_request(url: str) -> float:
+        began = time.monotonic()
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            assert answer.status == 200
+        return time.monotonic() - began
 
     # One round trip for the connection and one for the request.
     assert seconds_for_one_request(100, "far") - seconds_for_one_request(0, "near") == pytest.approx(0.2, abs=0.06)
