@@ -21,8 +21,8 @@ from typing import Any
 from aiohttp import web
 
 from fetcher.model import ImageHint
-from fetcher.profile import MEDIA_TYPE, Profile, ProfileError, encode_profile
-from fetcher.profiles import Profiles
+from fetcher.profiles.profile import MEDIA_TYPE, Profile, ProfileError, encode_profile
+from fetcher.profiles.profiles import Profiles
 from fetcher.registry import Origin
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest, parse_digest

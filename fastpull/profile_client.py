@@ -11,7 +11,7 @@ import aiohttp
 from fastpull.daemon_client import unreachable
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
-from fetcher.profile import Profile, ProfileError, decode_profile
+from fetcher.profiles.profile import Profile, ProfileError, decode_profile
 
 _TIMEOUT_S = 60.0
 
@@ -32,7 +32,7 @@ class ProfileClient:
         self._socket = socket
 
     async def index(self) -> list[Mapping[str, Any]]:
-        """What it knows of every image's profile; see fetcher.profiles.ProfileStatus."""
+        """What it knows of every image's profile; see fetcher.profiles.profiles.ProfileStatus."""
         _, body = await self._call("GET", "")
         return list(json.loads(body)["profiles"])
 

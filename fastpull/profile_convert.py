@@ -8,9 +8,9 @@ from converter.locations import parse_location
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.profile_target import all_targets
-from fetcher import profile_registry
-from fetcher.profile import MAX_BYTES, Profile, ProfileError, decode_profile
-from fetcher.profile_merge import merge
+from fetcher.profiles import referrers
+from fetcher.profiles.merging import merge
+from fetcher.profiles.profile import MAX_BYTES, Profile, ProfileError, decode_profile
 from fetcher.registry import NotFound, Reference, RegistryClient, RegistryError
 
 AUTO = "auto"
@@ -47,7 +47,7 @@ async def _attached(client: RegistryClient, reference: Reference) -> list[Profil
         targets = await all_targets(client, reference)
     except NotFound:
         return []
-    found = [await profile_registry.pull(client, target.origin, target.digest, target.diff_ids) for target in targets]
+    found = [await referrers.pull(client, target.origin, target.digest, target.diff_ids) for target in targets]
     return [profile for profile in found if profile is not None]
 
 
@@ -60,6 +60,6 @@ async def attach(client: RegistryClient, destination: str, profile: Profile) -> 
         for target in await all_targets(client, reference):
             part = profile.restricted_to(target.diff_ids)
             if part is not None:
-                await profile_registry.push(client, target.origin, target.digest, part)
+                await referrers.push(client, target.origin, target.digest, part)
     except RegistryError as problem:
         click.echo(f"fastpull: note: the profile was not attached to {reference}: {problem}", err=True)

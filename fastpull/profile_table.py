@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpull.amounts import in_bytes
-from fetcher.profile import Profile, wanted_frames
+from fetcher.profiles.profile import Profile, wanted_frames
 from layerformat.digest import DiffID
 from layerformat.frames import FrameTable
 

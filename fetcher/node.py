@@ -12,11 +12,11 @@ from pathlib import Path
 
 import structlog
 
-from fetcher import kernel, planes
-from fetcher.admission import Admissions
+from fetcher import kernel
 from fetcher.cache import Candidate, choose_evictions
-from fetcher.governor import Governor
-from fetcher.layer import Layer
+from fetcher.layers.admission import Admissions
+from fetcher.layers.layer import Layer
+from fetcher.layers.tar_digest import small_tar_digest, tar_digest
 from fetcher.model import (
     FetcherConfig,
     FetcherStatus,
@@ -26,14 +26,15 @@ from fetcher.model import (
     LayerUnavailable,
     Usage,
 )
-from fetcher.plane import DataPlane
-from fetcher.profile_store import ProfileStore
-from fetcher.profiles import Profiles
+from fetcher.planes import selection
+from fetcher.planes.plane import DataPlane
+from fetcher.planes.teardown import keeper_pid
+from fetcher.planes.touches import TouchLog
+from fetcher.profiles.profiles import Profiles
+from fetcher.profiles.store import ProfileStore
 from fetcher.registry import Origin, RegistryClient
-from fetcher.tar_digest import small_tar_digest, tar_digest
+from fetcher.scheduler.governor import Governor
 from fetcher.tasks import TaskSet
-from fetcher.teardown import keeper_pid
-from fetcher.touches import TouchLog
 from layerformat.annotations import LayerRef
 from layerformat.digest import Digest
 from layerformat.errors import FormatError
@@ -83,8 +84,8 @@ class Fetcher:
         async with AsyncExitStack() as stack:
             layers = await asyncio.to_thread(self._load_layers)
             self._layers = {layer.digest: layer for layer in layers}
-            plane = await asyncio.to_thread(planes.select, self._config)
-            self.plane = planes.build(plane, self._config, self.governor, self.touches)
+            plane = await asyncio.to_thread(selection.select, self._config)
+            self.plane = selection.build(plane, self._config, self.governor, self.touches)
             # Left from the bottom up: no question is taken any more, then no run writes, then the layers are closed.
             stack.push_async_callback(self._close_layers)
             await stack.enter_async_context(self.client)
@@ -324,7 +325,7 @@ class Fetcher:
         self.plane.unprotect(layer)
         layer.close_fill_fd()
 
-    # What profiles need; see fetcher.profile_node.
+    # What profiles need; see fetcher.profiles.node.
 
     @property
     def reports_reads(self) -> bool:

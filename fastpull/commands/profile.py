@@ -25,10 +25,10 @@ from fastpull.profile_target import Target, find_target, frame_tables
 from fastpull.readiness import check_endpoint
 from fastpull.registry_access import open_client, registry_options
 from fastpull.runargs import RunLine
-from fetcher import profile_registry
-from fetcher.profile import Profile, ProfileError, encode_profile
-from fetcher.profile_merge import merge as merge_profiles
-from fetcher.profile_recorder import MAX_WINDOW_S
+from fetcher.profiles import referrers
+from fetcher.profiles.merging import merge as merge_profiles
+from fetcher.profiles.profile import Profile, ProfileError, encode_profile
+from fetcher.profiles.recorder import MAX_WINDOW_S
 from fetcher.registry import RegistryClient
 
 RECORD_EXAMPLES = """\b
@@ -275,7 +275,7 @@ async def _find(client: RegistryClient, target: Target, file: Path | None, run_d
     found = await ProfileClient(socket).get(target.digest) if socket.exists() else None
     if found is not None:
         return _fitting(found, target), "from this node"
-    found = await profile_registry.pull(client, target.origin, target.digest, target.diff_ids)
+    found = await referrers.pull(client, target.origin, target.digest, target.diff_ids)
     if found is None:
         hint = f"record one: fastpull profile record {target.reference}"
         raise Failure(f"{target.reference} has no profile, here or in the registry", hint=hint, code=ExitCode.NOT_FOUND)
@@ -338,7 +338,7 @@ async def _push_found(
 
 
 async def _push(client: RegistryClient, target: Target, found: Profile) -> None:
-    made = await profile_registry.push(client, target.origin, target.digest, found)
+    made = await referrers.push(client, target.origin, target.digest, found)
     _say(f"{target.reference}: attached {made.digest}")
 
 
@@ -361,7 +361,7 @@ async def _remove(
     async with open_client(plain_http) as client:
         target = await find_target(client, image, platform)
         if in_registry:
-            count = await profile_registry.remove(client, target.origin, target.digest)
+            count = await referrers.remove(client, target.origin, target.digest)
         else:
             count = int(await ProfileClient(run_dir / "admin.sock").remove(target.digest))
     if not count:

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from fastpull.doctor.check import Check, fail, note, ok
-from fetcher import kernel, planes
+from fetcher import kernel
+from fetcher.planes import selection
 
 AREA = "kernel"
 _LOW_SPACE_BYTES = 5 << 30
@@ -24,7 +25,7 @@ def host_checks(root: Path) -> list[Check]:
             fail(AREA, "root", "not root: the kernel cannot be probed", "run it as root: sudo fastpull doctor"),
             _space(base),
         ]
-    can = planes.probe(base)
+    can = selection.probe(base)
     return [
         _ability("pre-content events", can.pre_content, "Linux 6.14 or later, and a root on ext4, xfs or btrfs"),
         _ability("EROFS from files", can.erofs_files, "Linux 6.12 or later with CONFIG_EROFS_FS_BACKED_BY_FILE"),
@@ -45,10 +46,10 @@ def _ability(name: str, problem: str | None, fix: str) -> Check:
     return ok(AREA, name, "works") if problem is None else note(AREA, name, f"no: {problem}", fix)
 
 
-def _plane(can: planes.Capabilities) -> Check:
+def _plane(can: selection.Capabilities) -> Check:
     """What the other findings amount to."""
     name = "lazy loading"
-    match planes.choose("auto", can):
+    match selection.choose("auto", can):
         case "fanotify":
             return ok(AREA, name, "works, served by the kernel")
         case "fuse":

@@ -12,7 +12,7 @@ from fastpull.lab.mounts import Mount
 from fastpull.lab.process import Service
 from fastpull.lab.registry import Registry
 from fastpull.lab.workspace import Workspace
-from fetcher.teardown import teardown
+from fetcher.planes.teardown import teardown
 
 _PROGRAM = "fastpull-snapshotter"
 

@@ -75,7 +75,7 @@ class Background:
         return self.start() if listener(self.socket) is None else None
 
     def stop(self) -> None:
-        """End it. The keeper and the mounts stay (see fetcher.teardown). Idempotent."""
+        """End it. The keeper and the mounts stay (see fetcher.planes.teardown). Idempotent."""
         pid = self.pid()
         if pid is not None:
             end(pid)

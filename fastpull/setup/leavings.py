@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastpull.setup.files import remove_empty
-from fetcher.teardown import teardown
+from fetcher.planes.teardown import teardown
 
 _IN_RUN_DIR = ("fastpull.sock", "admin.sock", "keeper.sock", "keeper.pid", "daemon.pid", "fuse")
 DATA = ("layers", "snapshots", "profiles", "metadata.db", "metadata.db-wal", "metadata.db-shm", "lock")

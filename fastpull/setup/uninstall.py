@@ -17,7 +17,7 @@ from fastpull.setup.leavings import DATA, clear
 from fastpull.setup.readers import Reader, readers, through_fuse
 from fastpull.setup.services import Services
 from fetcher import kernel
-from fetcher.teardown import keeper_pid
+from fetcher.planes.teardown import keeper_pid
 
 # snapshotter.model.Kind: active snapshots. Nothing is written to a view, and nerdctl's own, of each new container, goes
 # only when containerd collects garbage.

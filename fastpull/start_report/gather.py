@@ -13,8 +13,8 @@ from fastpull.profile_client import ProfileClient
 from fastpull.start_report.findings import Findings, Inputs, find
 from fastpull.start_report.trace import FileMap, Trace, starts
 from fastpull.status_view import image_lines, relevant
-from fetcher.layer import directory_name
-from fetcher.profile import Profile
+from fetcher.layers.layer import directory_name
+from fetcher.profiles.profile import Profile
 from layerformat.annotations import LayerRef
 from layerformat.erofs_read import read_metadata
 from layerformat.errors import FormatError

@@ -14,8 +14,8 @@ from fastpull.lab.network import LinkShape, ShapedLink
 from fastpull.lab.process import LabError, run
 from fastpull.lab.registry import Registry
 from fastpull.lab.workspace import Workspace
-from fetcher import profile_registry
-from fetcher.profile import decode_profile
+from fetcher.profiles import referrers
+from fetcher.profiles.profile import decode_profile
 from fetcher.registry import Reference, RegistryClient, RegistryConfig
 from tests.bench import rivals
 from tests.bench.admin import ask
@@ -157,4 +157,4 @@ async def _attach(bench: Bench, reference: str, document: bytes) -> None:
     config = RegistryConfig(certs_dirs=(), plain_http=frozenset({bench.registry.host}))
     async with RegistryClient(config) as client:
         manifest = (await client.resolve(parsed)).digest
-        await profile_registry.push(client, parsed.origin, manifest, decode_profile(document))
+        await referrers.push(client, parsed.origin, manifest, decode_profile(document))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fetcher.profile import Profile, decode_profile
+from fetcher.profiles.profile import Profile, decode_profile
 from layerformat.annotations import LayerRef
 from layerformat.digest import DiffID
 from layerformat.frames import FrameTable

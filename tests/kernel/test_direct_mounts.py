@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from fetcher import kernel
-from fetcher.erofs_mount import BACKING_DEVICES, READ_AHEAD_KIB, is_cold
 from fetcher.model import FetcherConfig, LayerState
 from fetcher.node import Fetcher
+from fetcher.planes.erofs_mount import BACKING_DEVICES, READ_AHEAD_KIB, is_cold
+from fetcher.planes.teardown import teardown
 from fetcher.registry import Origin, RegistryConfig
-from fetcher.teardown import teardown
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.layers import TestLayer, make_layer
 from tests.harness.page_cache import cool

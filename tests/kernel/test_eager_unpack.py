@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fetcher.eager_unpack import MAX_DEPTH, unpack
 from fetcher.kernel import mounted_erofs
+from fetcher.planes.eager_unpack import MAX_DEPTH, unpack
 from layerformat.entries import Entry
 from layerformat.erofs_write import build_metadata
 from tests.unit.layerformat.corpus import make_corpus
@@ -65,7 +65,7 @@ def _fit(entry: Entry) -> Entry:
 
 
 def run(metadata: Path, tar: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "fetcher.eager_unpack", str(metadata), str(tar), str(target)]
+    command = [sys.executable, "-P", "-m", "fetcher.planes.eager_unpack", str(metadata), str(tar), str(target)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

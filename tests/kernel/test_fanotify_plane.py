@@ -17,8 +17,8 @@ import pytest
 
 from fetcher.model import FetcherConfig, GovernorConfig, LayerState, LayerUnavailable
 from fetcher.node import HASH_ALONG_BYTES, Fetcher
+from fetcher.planes.teardown import teardown
 from fetcher.registry import Origin, RegistryConfig
-from fetcher.teardown import teardown
 from layerformat.digest import DiffID, sha256_digest
 from layerformat.index import encode_index
 from tests.harness.fake_registry import FakeRegistry

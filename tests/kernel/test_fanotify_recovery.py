@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from fetcher import kernel
-from fetcher.journal import Journal
-from fetcher.keeper_client import KeeperClient
-from fetcher.teardown import keeper_pid, teardown
+from fetcher.planes.event_journal import Journal
+from fetcher.planes.keeper_client import KeeperClient
+from fetcher.planes.teardown import keeper_pid, teardown
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
 from tests.harness.fetcher_process import FetcherProcess, fetcher_process

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from fetcher.cache import CacheConfig
-from fetcher.disk_pressure import VMSTAT, dirty_share
 from fetcher.model import FetcherConfig, GovernorConfig, LayerState, LayerUnavailable
 from fetcher.node import Fetcher
+from fetcher.planes.teardown import teardown
 from fetcher.registry import Origin, RegistryConfig
-from fetcher.teardown import teardown
+from fetcher.scheduler.disk_pressure import VMSTAT, dirty_share
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.layers import TestLayer, make_layer
 

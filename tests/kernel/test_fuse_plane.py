@@ -18,8 +18,8 @@ import pytest
 from fetcher import kernel
 from fetcher.model import FetcherConfig, LayerUnavailable
 from fetcher.node import Fetcher
+from fetcher.planes.teardown import keeper_pid, teardown
 from fetcher.registry import Origin, RegistryConfig
-from fetcher.teardown import keeper_pid, teardown
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
 from tests.harness.fetcher_process import FetcherProcess, fetcher_process

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from fetcher import fuse_journal, kernel
-from fetcher import fuse_protocol as protocol
-from fetcher.fuse_journal import FuseJournal
-from fetcher.fuse_protocol import Opcode, Request
-from fetcher.fuse_session import MAX_READ_BYTES, FuseSession, is_alive, open_device
+from fetcher import kernel
+from fetcher.planes import fuse_journal
+from fetcher.planes import fuse_protocol as protocol
+from fetcher.planes.fuse_journal import FuseJournal
+from fetcher.planes.fuse_protocol import Opcode, Request
+from fetcher.planes.fuse_session import MAX_READ_BYTES, FuseSession, is_alive, open_device
 
 pytestmark = pytest.mark.root
 

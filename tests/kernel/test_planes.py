@@ -17,14 +17,15 @@ from pathlib import Path
 
 import pytest
 
-import fetcher.fuse
-from fetcher import kernel, planes
-from fetcher.erofs_mount import ErofsMounter
+import fetcher.planes.fuse
+from fetcher import kernel
 from fetcher.model import FetcherConfig, GovernorConfig, LayerState
 from fetcher.node import Fetcher
-from fetcher.planes import Capabilities, PlaneUnavailable
+from fetcher.planes import selection
+from fetcher.planes.erofs_mount import ErofsMounter
+from fetcher.planes.selection import Capabilities, PlaneUnavailable
+from fetcher.planes.teardown import teardown
 from fetcher.registry import Origin, RegistryConfig
-from fetcher.teardown import teardown
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
 from tests.harness.fetcher_process import FetcherProcess, fetcher_process
@@ -59,7 +60,7 @@ def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     """Each plane in turn; the name to configure."""
     name = str(request.param)
     if name == FUSE_LOOP:
-        monkeypatch.setattr(fetcher.fuse, "ErofsMounter", partial(ErofsMounter, file_backed=False))
+        monkeypatch.setattr(fetcher.planes.fuse, "ErofsMounter", partial(ErofsMounter, file_backed=False))
         return "fuse"
     return name
 
@@ -317,28 +318,28 @@ WORKS = Capabilities(pre_content=None, erofs_files=None, erofs_loop=None, fuse=N
     ],
 )
 def test_auto_takes_the_best_that_works(missing: tuple[str, ...], chosen: str) -> None:
-    assert planes.choose("auto", replace(WORKS, **dict.fromkeys(missing, "no"))) == chosen
+    assert selection.choose("auto", replace(WORKS, **dict.fromkeys(missing, "no"))) == chosen
 
 
 def test_a_plane_that_cannot_work_is_refused_with_its_reason() -> None:
     with pytest.raises(PlaneUnavailable, match="'fanotify' cannot work here: pre-content events: not supported"):
-        planes.choose("fanotify", replace(WORKS, pre_content="not supported"))
+        selection.choose("fanotify", replace(WORKS, pre_content="not supported"))
     with pytest.raises(PlaneUnavailable, match="'fuse' cannot work here: EROFS: no"):
-        planes.choose("fuse", replace(WORKS, erofs_files="no", erofs_loop="no"))
-    assert planes.choose("eager", replace(WORKS, fuse="no", erofs_files="no")) == "eager"
+        selection.choose("fuse", replace(WORKS, erofs_files="no", erofs_loop="no"))
+    assert selection.choose("eager", replace(WORKS, fuse="no", erofs_files="no")) == "eager"
 
 
 @pytest.mark.root
 def test_probing_finds_what_is_missing(tmp_path: Path) -> None:
-    assert planes.probe(tmp_path) == WORKS
+    assert selection.probe(tmp_path) == WORKS
     kernel.mount("none", tmp_path, "tmpfs")
     try:
-        found = planes.probe(tmp_path)
+        found = selection.probe(tmp_path)
     finally:
         kernel.umount(tmp_path)
     assert found.pre_content is not None
     assert "not supported" in found.pre_content
-    assert planes.choose("auto", found) == "fuse"
+    assert selection.choose("auto", found) == "fuse"
 
 
 @pytest.mark.root
@@ -347,11 +348,11 @@ async def test_the_plane_stays_while_layers_are_mounted(
     config: FetcherConfig, layer: TestLayer, registry: FakeRegistry, plane: str
 ) -> None:
     async with mounted(config, layer, registry) as (fetcher, files):
-        assert planes.select(replace(config, data_plane="auto")) == plane
+        assert selection.select(replace(config, data_plane="auto")) == plane
         other = "fuse" if plane == "fanotify" else "fanotify"
         with pytest.raises(PlaneUnavailable, match=f"mounted through '{plane}'"):
-            planes.select(replace(config, data_plane=other))
+            selection.select(replace(config, data_plane=other))
         assert await read(files / "big") == layer.files["big"]
         await fetcher.release(layer.ref.digest)
         await fetcher.evict(layer.ref.digest)
-        assert planes.select(replace(config, data_plane="eager")) == "eager"
+        assert selection.select(replace(config, data_plane="eager")) == "eager"

@@ -17,8 +17,8 @@ from fetcher import kernel
 from fetcher.cache import CacheConfig
 from fetcher.model import FetcherConfig, LayerState, LayerUnavailable
 from fetcher.node import Fetcher
+from fetcher.planes.teardown import teardown
 from fetcher.registry import Origin, RegistryConfig
-from fetcher.teardown import teardown
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.layers import TestLayer, make_layer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastpull.daemon_client import ask
-from fetcher.profile import Profile, decode_profile
+from fetcher.profiles.profile import Profile, decode_profile
 from tests.harness.images import MIB
 from tests.system.test_command_lab import CommandLine
 

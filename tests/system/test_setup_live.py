@@ -13,7 +13,7 @@ from fastpull.lab import mounts
 from fastpull.lab.process import LabError, wait_until
 from fastpull.setup.background import end, listener
 from fastpull.setup.readers import through_fuse
-from fetcher.teardown import keeper_pid
+from fetcher.planes.teardown import keeper_pid
 from tests.harness import Daemon
 from tests.harness.images import MIB
 from tests.system.setup_machine import Machine, machine_of

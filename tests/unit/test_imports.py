@@ -19,6 +19,14 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 }
 # Narrower walls: the converter sees the registry client alone; the layer format, the stdlib and the zstd library.
 CONVERTER_SEES = "fetcher.registry"
+# The floors of the fetcher, each with those that it may stand on; modules beside them are for all.
+FLOORS: Mapping[str, frozenset[str]] = {
+    "registry": frozenset(),
+    "layers": frozenset({"registry"}),
+    "scheduler": frozenset({"registry", "layers"}),
+    "planes": frozenset({"registry", "layers", "scheduler"}),
+    "profiles": frozenset({"registry", "layers", "scheduler"}),
+}
 LAYERFORMAT_LIBRARIES = frozenset({"zstandard"})
 
 Graph = dict[str, frozenset[str]]
@@ -92,6 +100,24 @@ def test_the_converter_sees_only_the_registry_client() -> None:
         if module.startswith("converter") and name.startswith("fetcher") and not name.startswith(CONVERTER_SEES)
     ]
     assert not found, "\n".join(found)
+
+
+def test_the_fetchers_floors_stand_on_each_other() -> None:
+    edges = {module: names for module, names in graph(TOP).items() if module.startswith("fetcher.")}
+    found = [
+        f"{module} -> {name}"
+        for module, names in edges.items()
+        for name in names
+        if (floor := _floor(module)) is not None
+        and (name == "fetcher.node" or _floor(name) not in (None, floor, *FLOORS[floor]))
+    ]
+    assert not found, "\n".join(found)
+    assert {directory.parent.name for directory in (TOP / "fetcher").glob("*/__init__.py")} == set(FLOORS)
+
+
+def _floor(module: str) -> str | None:
+    top, floor = [*module.split("."), ""][:2]
+    return floor if top == "fetcher" and floor in FLOORS else None
 
 
 def test_the_layer_format_needs_the_stdlib_and_zstd_alone() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from fetcher.model import FetcherConfig, GovernorConfig, ImageHint, ProfilesConfig
 from fetcher.node import Fetcher
-from fetcher.profile import Profile, Read, wanted_frames
+from fetcher.planes.teardown import teardown
+from fetcher.profiles.profile import Profile, Read, wanted_frames
 from fetcher.registry import OCI_MANIFEST, Origin, RegistryConfig, encode_json
-from fetcher.teardown import teardown
 from layerformat.digest import Digest
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.layers import TestLayer

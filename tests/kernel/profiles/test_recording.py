@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from fetcher import profile_registry
 from fetcher.model import FetcherConfig, LayerState, ProfilesConfig
-from fetcher.profile import ProfileError
-from fetcher.profile_store import ProfileStore
+from fetcher.profiles import referrers
+from fetcher.profiles.profile import ProfileError
+from fetcher.profiles.store import ProfileStore
 from tests.harness.fake_server import Fault
 from tests.kernel.profiles.image import (
     NAMES,
@@ -154,7 +154,7 @@ async def test_what_was_recorded_is_pushed_if_allowed(config: FetcherConfig, ima
         await until(lambda: any("manifests" in seen.path and seen.method == "PUT" for seen in image.registry.requests))
         layers = profile.layers if profile is not None else ()
         await asyncio.sleep(0.1)
-        assert await profile_registry.pull(fetcher.client, image.origin, image.manifest, layers) == profile
+        assert await referrers.pull(fetcher.client, image.origin, image.manifest, layers) == profile
 
 
 async def test_a_push_that_fails_is_one_line(

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from fetcher import profile_registry
 from fetcher.model import FetcherConfig, LayerState, LayerUnavailable, ProfilesConfig
-from fetcher.profile import MEDIA_TYPE, Profile, Read, encode_profile
-from fetcher.profile_store import ProfileStore
+from fetcher.profiles import referrers
+from fetcher.profiles.profile import MEDIA_TYPE, Profile, Read, encode_profile
+from fetcher.profiles.store import ProfileStore
 from layerformat.digest import DiffID, Digest, sha256_digest
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.root
 async def test_replayed_on_another_node_before_anyone_asks(config: FetcherConfig, image: Image) -> None:
     profile = await recorded(config, image)
     async with node(another(config)) as fetcher:
-        await profile_registry.push(fetcher.client, image.origin, image.manifest, profile)
+        await referrers.push(fetcher.client, image.origin, image.manifest, profile)
         del image.registry.requests[:]
         fetcher.announce(image.hint)
         await until(lambda: prefetched(fetcher) == image.compressed_bytes(profile))
@@ -136,7 +136,7 @@ async def test_a_registry_without_the_referrers_api(config: FetcherConfig, layer
         image = served(registry, layers)
         profile = await recorded(config, image)
         async with node(another(config)) as fetcher:
-            await profile_registry.push(fetcher.client, image.origin, image.manifest, profile)
+            await referrers.push(fetcher.client, image.origin, image.manifest, profile)
             fetcher.announce(image.hint)
             await until(lambda: prefetched(fetcher) == image.compressed_bytes(profile))
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import pytest
 
-from fetcher.extents import EXTENTS
+from fetcher.layers.extents import EXTENTS
 from fetcher.model import FetcherConfig, LayerState
 from fetcher.node import Fetcher
-from fetcher.profile_store import ProfileStore
-from fetcher.touches import Touch
+from fetcher.planes.touches import Touch
+from fetcher.profiles.store import ProfileStore
 from tests.harness.fake_server import Fault
 from tests.kernel.profiles.image import NAMES as READ
 from tests.kernel.profiles.image import Image, another, any_profile, node, pulled, recorded, start, tar_range, until

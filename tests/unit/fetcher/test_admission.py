@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fetcher.admission import Admissions
-from fetcher.layer import Layer
+from fetcher.layers.admission import Admissions
+from fetcher.layers.layer import Layer
 from fetcher.model import LayerUnavailable
 from fetcher.registry import Origin, RegistryClient, RegistryConfig
 from layerformat.errors import FormatError

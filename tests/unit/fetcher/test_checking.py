@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import structlog
 
-from fetcher import checking, subprocesses
-from fetcher.checking import IndexCheck
-from fetcher.extents import ExtentMap
+from fetcher import subprocesses
+from fetcher.layers import checking
+from fetcher.layers.checking import IndexCheck
+from fetcher.layers.extents import ExtentMap
 from layerformat.digest import sha256_digest
 from layerformat.errors import FormatError
 from tests.harness.layers import TestLayer, make_layer, with_spoiled_metadata
@@ -82,7 +83,7 @@ async def test_leaving_early_ends_the_process(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_process_whose_parent_died_says_nothing(tmp_path: Path, *, asked: bool) -> None:
     write_index(tmp_path, LAYER)
     order = {"directory": str(tmp_path), "annotations": LAYER.ref.to_annotations()} if asked else None
-    command = [sys.executable, "-I", "-m", "fetcher.checker"]
+    command = [sys.executable, "-I", "-m", "fetcher.layers.checker"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None

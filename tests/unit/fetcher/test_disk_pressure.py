@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fetcher import disk_pressure
-from fetcher.disk_pressure import DIRTY_CHECK_S, FREE_CHECK_S, PATIENCE_S, DiskPressure, dirty_share
+from fetcher.scheduler import disk_pressure
+from fetcher.scheduler.disk_pressure import DIRTY_CHECK_S, FREE_CHECK_S, PATIENCE_S, DiskPressure, dirty_share
 
 
 class Disk:

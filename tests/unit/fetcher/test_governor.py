@@ -4,10 +4,10 @@ import random
 import time
 from pathlib import Path
 
-from fetcher.governor import BUSY_S, SHORT_S, Governor
-from fetcher.layer import Layer
+from fetcher.layers.layer import Layer
 from fetcher.model import GovernorConfig
 from fetcher.registry import RegistryClient, RegistryConfig
+from fetcher.scheduler.governor import BUSY_S, SHORT_S, Governor
 from tests.harness.layers import make_layer
 
 

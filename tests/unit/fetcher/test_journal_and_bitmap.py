@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fetcher.bitmap import FrameBitmap
-from fetcher.journal import SLOTS, Journal, Unanswered
-from fetcher.keeper_client import KeeperClient
-from fetcher.teardown import keeper_pid, teardown
+from fetcher.layers.bitmap import FrameBitmap
+from fetcher.planes.event_journal import SLOTS, Journal, Unanswered
+from fetcher.planes.keeper_client import KeeperClient
+from fetcher.planes.teardown import keeper_pid, teardown
 
 
 def test_a_successor_finds_what_was_not_answered() -> None:

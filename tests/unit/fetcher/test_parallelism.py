@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fetcher.parallelism import RETRY_S, WINDOW_S, Parallelism
+from fetcher.scheduler.parallelism import RETRY_S, WINDOW_S, Parallelism
 
 MB = 1_000_000
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fetcher.profile import (
+from fetcher.profiles.profile import (
     FORMAT,
     MAX_BYTES,
     MAX_READS,

@@ -16,8 +16,8 @@ from converter.options import Profile as HotRanges
 from fastpull.profile_convert import attach, chosen_profile, read_profile
 from fastpull.profile_table import coverage
 from fastpull.profile_target import all_targets, find_target, frame_tables
-from fetcher import profile_registry
-from fetcher.profile import Profile, Read, encode_profile
+from fetcher.profiles import referrers
+from fetcher.profiles.profile import Profile, Read, encode_profile
 from fetcher.registry import NotFound, Reference, RegistryClient, RegistryConfig
 from layerformat.digest import DiffID
 from tests.harness.fake_registry import FakeRegistry
@@ -110,7 +110,7 @@ async def test_a_profile_goes_from_image_to_image(
         recorded_at=WHEN,
         duration_ms=5,
     )
-    await profile_registry.push(client, before.origin, before.digest, made)
+    await referrers.push(client, before.origin, before.digest, made)
     assert await chosen_profile(client, "auto", plain, tight) == made
     result = await convert(client, plain, tight, made)
     assert not result.missed_profile
@@ -118,7 +118,7 @@ async def test_a_profile_goes_from_image_to_image(
     after = await find_target(client, tight)
     assert after.digest != before.digest
     assert after.diff_ids == before.diff_ids
-    assert await profile_registry.pull(client, after.origin, after.digest, after.diff_ids) == made
+    assert await referrers.pull(client, after.origin, after.digest, after.diff_ids) == made
     (wide,) = coverage(made, await frame_tables(client, before))
     (narrow,) = coverage(made, await frame_tables(client, after))
     assert (wide.touched_bytes, narrow.touched_bytes) == (3 * PAGE, 3 * PAGE)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fetcher.profile import Profile, ProfileError, Read, check_disjoint, decode_profile, encode_profile
-from fetcher.profile_merge import merge
+from fetcher.profiles.merging import merge
+from fetcher.profiles.profile import Profile, ProfileError, Read, check_disjoint, decode_profile, encode_profile
 from tests.unit.fetcher.test_profile import LAYERS, diff_id, profile
 
 KIB = 1 << 10

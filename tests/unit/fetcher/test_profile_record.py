@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fetcher.model import ImageHint
-from fetcher.profile import MAX_READS, Read, check_disjoint
-from fetcher.profile_record import RangeSet, Recording
+from fetcher.profiles.profile import MAX_READS, Read, check_disjoint
+from fetcher.profiles.recording import RangeSet, Recording
 from layerformat.annotations import LayerRef
 from tests.unit.fetcher.test_profile import diff_id
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fetcher import profile_registry, profile_store
-from fetcher.profile import MAX_BYTES, MEDIA_TYPE, Read
-from fetcher.profile_store import ProfileStore, load_sound
+from fetcher.profiles import referrers
+from fetcher.profiles.profile import MAX_BYTES, MEDIA_TYPE, Read
+from fetcher.profiles.store import ProfileStore, load_sound
 from fetcher.registry import OCI_MANIFEST, NotFound, Origin, RegistryClient, RegistryConfig, encode_json
 from layerformat.digest import Digest, sha256_digest
 from tests.harness.fake_registry import FakeRegistry
@@ -64,7 +64,7 @@ def test_a_damaged_file_is_told_and_harmless(tmp_path: Path) -> None:
 
 
 def test_the_oldest_files_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_store, "MAX_FILES", 3)
+    monkeypatch.setattr("fetcher.profiles.store.MAX_FILES", 3)
     store = ProfileStore(tmp_path)
     manifests = [sha256_digest(str(number).encode()) for number in range(5)]
     for age, manifest in enumerate(manifests):
@@ -100,13 +100,13 @@ def image(registry: FakeRegistry) -> Digest:
 
 async def test_pushed_pulled_and_removed(client: RegistryClient, registry: FakeRegistry) -> None:
     at, manifest = origin(registry), image(registry)
-    assert await profile_registry.pull(client, at, manifest, LAYERS) is None
-    await profile_registry.push(client, at, manifest, ONE)
-    await profile_registry.push(client, at, manifest, ONE)  # the same bytes are the same referrer
-    assert await profile_registry.pull(client, at, manifest, LAYERS) == ONE
+    assert await referrers.pull(client, at, manifest, LAYERS) is None
+    await referrers.push(client, at, manifest, ONE)
+    await referrers.push(client, at, manifest, ONE)  # the same bytes are the same referrer
+    assert await referrers.pull(client, at, manifest, LAYERS) == ONE
     assert (await client.manifest(at, "tag")).descriptor.digest == manifest
-    assert await profile_registry.remove(client, at, manifest) == 1
-    assert await profile_registry.pull(client, at, manifest, LAYERS) is None
+    assert await referrers.remove(client, at, manifest) == 1
+    assert await referrers.pull(client, at, manifest, LAYERS) is None
 
 
 async def test_what_several_nodes_pushed_is_merged(client: RegistryClient, registry: FakeRegistry) -> None:
@@ -116,13 +116,13 @@ async def test_what_several_nodes_pushed_is_merged(client: RegistryClient, regis
         later = type(later)(
             layers=later.layers, reads=later.reads, recorded_at=WHEN + timedelta(days=number), duration_ms=1
         )
-        await profile_registry.push(client, at, manifest, later)
-    merged = await profile_registry.pull(client, at, manifest, LAYERS)
+        await referrers.push(client, at, manifest, later)
+    merged = await referrers.pull(client, at, manifest, LAYERS)
     assert merged is not None
     assert merged.recordings == 3
     assert {read.offset for read in merged.reads} == {0, 8192, 16384}
-    newest = (await profile_registry.listed(client, at, manifest))[0]
-    assert newest.annotations[profile_registry.CREATED].startswith("2026-03-03")
+    newest = (await referrers.listed(client, at, manifest))[0]
+    assert newest.annotations[referrers.CREATED].startswith("2026-03-03")
 
 
 def attach(registry: FakeRegistry, manifest: Digest, body: bytes, **changes: Any) -> None:
@@ -148,9 +148,9 @@ async def test_bad_ones_are_left_out_one_by_one(client: RegistryClient, capsys: 
         attach(registry, manifest, b"[" * 5000)
         attach(registry, manifest, b"huge", size=MAX_BYTES + 1)
         attach(registry, manifest, b"a picture", mediaType="image/png")
-        await profile_registry.push(client, at, manifest, foreign)
-        await profile_registry.push(client, at, manifest, ONE)
-        assert await profile_registry.pull(client, at, manifest, LAYERS) == ONE
+        await referrers.push(client, at, manifest, foreign)
+        await referrers.push(client, at, manifest, ONE)
+        assert await referrers.pull(client, at, manifest, LAYERS) == ONE
         told = capsys.readouterr().out
         assert told.count("profile_ignored") == 5
         assert "another image" in told
@@ -160,20 +160,20 @@ async def test_a_body_larger_than_it_says_is_not_read_to_its_end(client: Registr
     async with FakeRegistry() as registry:
         at, manifest = origin(registry), image(registry)
         attach(registry, manifest, b" " * (MAX_BYTES * 4), size=100)
-        assert await profile_registry.pull(client, at, manifest, LAYERS) is None
+        assert await referrers.pull(client, at, manifest, LAYERS) is None
         assert registry.bytes_sent("/blobs/") < MAX_BYTES * 4
 
 
 async def test_an_image_that_is_not_there(client: RegistryClient, registry: FakeRegistry) -> None:
     with pytest.raises(NotFound):
-        await profile_registry.push(client, origin(registry), MANIFEST, ONE)
+        await referrers.push(client, origin(registry), MANIFEST, ONE)
 
 
 async def test_a_blob_with_wrong_bytes_is_ignored(client: RegistryClient, registry: FakeRegistry) -> None:
     at, manifest = origin(registry), image(registry)
-    await profile_registry.push(client, at, manifest, ONE)
+    await referrers.push(client, at, manifest, ONE)
     registry.fault(Fault(path="/blobs/", corrupt_at=10, times=None))
-    assert await profile_registry.pull(client, at, manifest, LAYERS) is None
+    assert await referrers.pull(client, at, manifest, LAYERS) is None
 
 
 def test_digests_do_not_become_paths(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fetcher import queues
-from fetcher.layer import Layer
+from fetcher.layers.layer import Layer
 from fetcher.model import GovernorConfig, Priority
-from fetcher.queues import LayerQueue, Run, Waiter
+from fetcher.scheduler import queues
+from fetcher.scheduler.queues import LayerQueue, Run, Waiter
 from tests.harness.layers import make_layer
 
 FRAMES = 256

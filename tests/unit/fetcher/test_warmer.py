@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fetcher.extents import EXTENTS, ExtentMap, Piece, encode_extents
-from fetcher.warmer import GAP_BYTES, Source, Step, plan
+from fetcher.layers.extents import EXTENTS, ExtentMap, Piece, encode_extents
+from fetcher.profiles.warmer import GAP_BYTES, Source, Step, plan
 from layerformat.erofs_read import Extent
 from layerformat.frames import FrameTable
 

@@ -1,0 +1,153 @@
+"""Images that were announced: their profile is found, and its frames are fetched before anyone asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from fetcher.layers.layer import Layer
+from fetcher.model import ImageHint, LayerUnavailable, ProfilesConfig
+from fetcher.profiles import referrers
+from fetcher.profiles.node import Node
+from fetcher.profiles.profile import Profile, ProfileError, wanted_frames
+from fetcher.profiles.store import ProfileStore
+from fetcher.registry import RegistryClient, RegistryError
+from fetcher.scheduler.governor import QUIET_S, START_S
+from layerformat.annotations import LayerRef
+from layerformat.digest import DiffID, Digest
+
+log = structlog.get_logger(__name__)
+
+#: Layers do not wait for each other to be admitted: what there is is looked at after this, then twice this, and so on.
+FIRST_LOOK_S = 0.02
+
+
+@dataclass(slots=True, eq=False)
+class Image:
+    """An announced image. ``source``: where its profile is from, "local" or "registry"; None without one."""
+
+    hint: ImageHint
+    manifest: Digest
+    profile: Profile | None = None
+    source: str | None = None
+    frames: int = 0  # handed to the governor
+    mounted: bool = False
+    following: bool = True  # it is still being looked after
+    progress: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def diff_ids(self) -> frozenset[DiffID]:
+        """Of the layers."""
+        return frozenset(ref.diff_id for ref in self.hint.layers)
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the layer belongs to the image."""
+        return any(ref.digest == digest for ref in self.hint.layers)
+
+
+#: The same where the program finds its pages ready, and no reads of it are seen.
+WARM_QUIET_S = 5.0
+
+
+class Replay:
+    """Finds profiles and hands them to the governor."""
+
+    def __init__(self, config: ProfilesConfig, store: ProfileStore, client: RegistryClient, node: Node) -> None:
+        self._config = config
+        self._store = store
+        self._client = client
+        self._node = node
+
+    async def find(self, image: Image) -> None:
+        """The node's own profile, else the registry's, into ``image``. A deadline ends the search."""
+        local = await self._local(image)
+        profile = local or await self._remote(image)
+        if profile is not None:
+            image.profile, image.source = profile, "local" if local is not None else "registry"
+
+    async def _local(self, image: Image) -> Profile | None:
+        try:
+            profile = await asyncio.to_thread(self._store.load, image.manifest)
+            if profile is not None:
+                profile.check_fits(image.diff_ids)
+            return profile
+        except (ProfileError, OSError) as error:
+            log.warning("profile_ignored", manifest=image.manifest, source="local", reason=str(error))
+            return None
+
+    async def _remote(self, image: Image) -> Profile | None:
+        try:
+            async with asyncio.timeout(self._config.lookup_timeout_s):
+                for origin in image.hint.origins:
+                    with suppress(RegistryError):
+                        return await referrers.pull(self._client, origin, image.manifest, image.diff_ids)
+        except TimeoutError:
+            log.info("profile_lookup_timed_out", manifest=image.manifest, after_s=self._config.lookup_timeout_s)
+        return None
+
+    async def start(self, image: Image, profile: Profile) -> None:
+        """Hand the frames to the governor, in the profile's order over all layers."""
+        try:
+            await self._start(image, profile)
+        except ProfileError as error:
+            log.warning("profile_ignored", manifest=image.manifest, source=image.source, reason=str(error))
+            image.profile = image.source = None
+        else:
+            log.info("profile_replayed", manifest=image.manifest, source=image.source, frames=image.frames)
+
+    async def _start(self, image: Image, profile: Profile) -> None:
+        named = {profile.layers[read.layer] for read in profile.reads}
+        pending = {asyncio.ensure_future(self._open(image, ref)) for ref in _one_each(image.hint.layers, named)}
+        layers: list[Layer] = []
+        look_s = FIRST_LOOK_S
+        try:
+            while pending:
+                done, pending = await asyncio.wait(pending, timeout=look_s)
+                look_s *= 2
+                if found := [layer for task in done if (layer := task.result()) is not None]:
+                    layers += found
+                    await self._prefetch(image, profile, layers)
+                    if layers == found:  # what joins later belongs to the same start
+                        self._hold_fill(image)
+        finally:
+            for task in pending:
+                task.cancel()
+
+    async def _open(self, image: Image, ref: LayerRef) -> Layer | None:
+        try:
+            return await self._node.open_for_prefetch(ref, image.hint.origins)
+        except (LayerUnavailable, OSError):
+            return None  # whoever needs the layer is told
+
+    async def _prefetch(self, image: Image, profile: Profile, layers: list[Layer]) -> None:
+        known = {layer.ref.diff_id: layer for layer in layers}
+        tables = {diff_id: layer.frames for diff_id, layer in known.items()}
+        frames = await asyncio.to_thread(wanted_frames, profile, tables)
+        image.frames = len(frames)
+        self._node.governor.prefetch((known[diff_id], number) for diff_id, number in frames)
+
+    def _hold_fill(self, image: Image) -> None:
+        quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
+        self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), at_most_s=START_S, quiet_s=quiet_s)
+
+    async def watch(self, image: Image) -> None:
+        """Wait for the layers to be used; when nothing has happened for a while, stop what nobody waits for."""
+        while unused := [ref.digest for ref in image.hint.layers if not self._node.in_use(ref.digest)]:
+            image.progress.clear()
+            try:
+                async with asyncio.timeout(self._config.unused_timeout_s):
+                    await image.progress.wait()
+            except TimeoutError:
+                for digest in unused:
+                    await self._node.abandon(digest)
+                log.info("image_not_used", manifest=image.manifest, layers=len(unused))
+                return
+
+
+def _one_each(layers: Iterable[LayerRef], diff_ids: set[DiffID]) -> list[LayerRef]:
+    """One layer of each diff id: an image may have equal layers."""
+    return list({ref.diff_id: ref for ref in layers if ref.diff_id in diff_ids}.values())
