@@ -21,7 +21,8 @@ from typing import Any
 from aiohttp import web
 
 from fetcher.model import ImageHint
-from fetcher.profiles.profile import MEDIA_TYPE, Profile, ProfileError, encode_profile
+from fetcher.profiles.document import ProfileError
+from fetcher.profiles.profile import MEDIA_TYPE, Profile, encode_profile
 from fetcher.profiles.profiles import Profiles
 from fetcher.registry import Origin
 from layerformat.annotations import LayerRef

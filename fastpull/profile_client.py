@@ -11,7 +11,8 @@ import aiohttp
 from fastpull.daemon_client import unreachable
 from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
-from fetcher.profiles.profile import Profile, ProfileError, decode_profile
+from fetcher.profiles.document import ProfileError
+from fetcher.profiles.profile import Profile, decode_profile
 
 _TIMEOUT_S = 60.0
 

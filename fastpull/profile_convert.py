@@ -9,8 +9,9 @@ from fastpull.exit_codes import ExitCode
 from fastpull.failures import Failure
 from fastpull.profile_target import all_targets
 from fetcher.profiles import referrers
+from fetcher.profiles.document import MAX_BYTES, ProfileError
 from fetcher.profiles.merging import merge
-from fetcher.profiles.profile import MAX_BYTES, Profile, ProfileError, decode_profile
+from fetcher.profiles.profile import Profile, decode_profile
 from fetcher.registry import NotFound, Reference, RegistryClient, RegistryError
 
 AUTO = "auto"

@@ -1,6 +1,6 @@
 """A profile as people read it: what it names of each layer, and what a start would fetch for it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
@@ -8,7 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fastpull.amounts import in_bytes
+from fetcher.profiles.packs import FoundPack
 from fetcher.profiles.profile import Profile, wanted_frames
+from layerformat.annotations import LayerRef
 from layerformat.digest import DiffID
 from layerformat.frames import FrameTable
 
@@ -55,12 +57,21 @@ def _with_frames(row: LayerCoverage, table: FrameTable, numbers: list[int]) -> L
     )
 
 
-def show(console: Console, title: str, profile: Profile, rows: list[LayerCoverage]) -> None:
-    """Print it."""
-    console.print(Group(Text(title, style="bold"), _summary(profile, rows), _table(rows)))
+def packed_bytes(
+    profile: Profile, layers: Iterable[LayerRef], tables: Mapping[DiffID, FrameTable], pack: FoundPack
+) -> int:
+    """Compressed bytes of what the profile names that come from the pack. Raises ProfileError as `coverage` does."""
+    digests = {ref.diff_id: ref.digest for ref in layers}
+    frames = ((digests[diff_id], tables[diff_id][number]) for diff_id, number in wanted_frames(profile, tables))
+    return sum(frame.size for digest, frame in frames if pack.place(digest, frame) is not None)
 
 
-def _summary(profile: Profile, rows: list[LayerCoverage]) -> RenderableType:
+def show(console: Console, title: str, profile: Profile, rows: list[LayerCoverage], in_pack: int | None = None) -> None:
+    """Print it. ``in_pack``: how much of it is in a pack, if there is one."""
+    console.print(Group(Text(title, style="bold"), _summary(profile, rows, in_pack), _table(rows)))
+
+
+def _summary(profile: Profile, rows: list[LayerCoverage], in_pack: int | None) -> RenderableType:
     rare = sum(not profile.is_common(read) for read in profile.reads)
     text = Text()
     text.append(f"recorded   {profile.recorded_at:%Y-%m-%d %H:%M:%S} UTC, {profile.duration_ms / 1000:.1f} s")
@@ -73,6 +84,7 @@ def _summary(profile: Profile, rows: list[LayerCoverage]) -> RenderableType:
         text.append(f"download   {in_bytes(fetch)} of {in_bytes(whole)}")
         text.append(f" ({fetch / whole:.1%})" if whole else "")
         text.append(f", in {sum(row.requests or 0 for row in known)} stretches\n")
+        text.append(f"pack       {in_bytes(in_pack)} of that, one after the other\n" if in_pack is not None else "")
     return text
 
 

@@ -110,7 +110,8 @@ def profile_words(row: Mapping[str, Any]) -> str:
     if row["recording"]:
         return f"recording this start, {row['reads']} reads"
     if row["frames_prefetched"]:
-        return f"replayed from {'this node' if row['source'] == 'local' else 'the registry'}"
+        packed = ", from a pack" if row["frames_packed"] else ""
+        return f"replayed from {'this node' if row['source'] == 'local' else 'the registry'}{packed}"
     if row["problem"]:
         return f"unusable: {row['problem']}"
     return "recorded, for the next start here" if row["stored"] else "none"

@@ -12,7 +12,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fetcher.profiles.profile import MAX_DURATION_MS, MAX_READS, MAX_RECORDINGS, Profile, ProfileError, Read, coalesced
+from fetcher.profiles.document import MAX_ROWS, ProfileError
+from fetcher.profiles.profile import MAX_DURATION_MS, MAX_RECORDINGS, Profile, Read, coalesced
 from layerformat.digest import DiffID
 
 #: A range must be in one of so many recordings to be kept.
@@ -52,7 +53,7 @@ def merge(profiles: Sequence[Profile]) -> Profile:
     pieces.sort(key=lambda piece: (2 * piece.read.seen < total, piece.rank, piece.read.layer, piece.read.offset))
     return Profile(
         layers=layers,
-        reads=coalesced([piece.read for piece in pieces])[:MAX_READS],
+        reads=coalesced([piece.read for piece in pieces])[:MAX_ROWS],
         recorded_at=max(profile.recorded_at for profile in profiles),
         duration_ms=min(MAX_DURATION_MS, max(profile.duration_ms for profile in profiles)),
         recordings=min(MAX_RECORDINGS, total),

@@ -6,32 +6,28 @@ specified in ``docs/profiles.md``. Nothing here does I/O.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from layerformat.digest import DiffID, parse_digest
+from fetcher.profiles.document import (
+    ProfileError,
+    check_disjoint,
+    encode_document,
+    parse_document,
+    parse_layers,
+    parse_rows,
+)
+from layerformat.digest import DiffID
 from layerformat.erofs import MAX_DEVICE_BYTES
-from layerformat.errors import FormatError
 from layerformat.frames import FrameTable
 
 #: Of the document, and of the OCI referrer that carries it.
 MEDIA_TYPE: Final = "application/vnd.fastpull.profile.v1+json"
-FORMAT: Final = "fastpull-profile"
-VERSION: Final = 1
-#: Bounds of a document: what is larger is refused, whoever wrote it.
-MAX_BYTES: Final = 8 << 20
-MAX_LAYERS: Final = 512
-MAX_READS: Final = 100_000
 MAX_RECORDINGS: Final = 1_000_000
 MAX_DURATION_MS: Final = 24 * 3600 * 1000
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
-
-
-class ProfileError(ValueError):
-    """A profile that cannot be used: malformed, out of bounds, of another version, or about something else."""
 
 
 class Read(NamedTuple):
@@ -90,16 +86,14 @@ class Profile:
 
 def encode_profile(profile: Profile) -> bytes:
     """The document; equal profiles give equal bytes. Raises ProfileError for what no reader would take."""
-    document = {
-        "format": FORMAT,
-        "version": VERSION,
+    members = {
         "layers": list(profile.layers),
         "reads": [_row(read, profile.recordings) for read in profile.reads],
         "recordedAt": profile.recorded_at.astimezone(UTC).strftime(_TIME),
         "durationMs": profile.duration_ms,
         "recordings": profile.recordings,
     }
-    data = json.dumps(document, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+    data = encode_document("profile", members)
     decode_profile(data)
     return data
 
@@ -111,21 +105,12 @@ def _row(read: Read, recordings: int) -> list[int]:
 
 def decode_profile(data: bytes) -> Profile:
     """The profile a document holds. Raises ProfileError unless every rule of ``docs/profiles.md`` is kept."""
-    if len(data) > MAX_BYTES:
-        raise ProfileError(f"is larger than {MAX_BYTES} bytes")
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ProfileError(f"is no JSON: {str(error)[:100]}") from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise ProfileError("is no profile")
-    version = document.get("version")
-    if type(version) is not int or version != VERSION:
-        raise ProfileError(f"is of version {str(version)[:20]}, not {VERSION}")
-    layers = _layers(document.get("layers"))
+    document = parse_document("profile", data)
+    layers = tuple(map(DiffID, parse_layers(document.get("layers"))))
     recordings = _integer(document.get("recordings"), "recordings", 1, MAX_RECORDINGS)
-    reads = _reads(document.get("reads"), len(layers), recordings)
-    check_disjoint(reads)
+    rows = parse_rows("reads", document.get("reads"), (3, 4))
+    reads = tuple(_read(row, number, len(layers), recordings) for number, row in enumerate(rows))
+    check_disjoint("reads", reads)
     return Profile(
         layers=layers,
         reads=reads,
@@ -135,24 +120,7 @@ def decode_profile(data: bytes) -> Profile:
     )
 
 
-def _layers(rows: Any) -> tuple[DiffID, ...]:
-    if not isinstance(rows, list) or not 0 < len(rows) <= MAX_LAYERS or len(set(map(str, rows))) != len(rows):
-        raise ProfileError(f"layers: not a list of 1 to {MAX_LAYERS} different diff ids")
-    try:
-        return tuple(DiffID(parse_digest(str(row))) for row in rows)
-    except FormatError as error:
-        raise ProfileError(f"layers: {error}") from error
-
-
-def _reads(rows: Any, layers: int, recordings: int) -> tuple[Read, ...]:
-    if not isinstance(rows, list) or len(rows) > MAX_READS:
-        raise ProfileError(f"reads: not a list of at most {MAX_READS}")
-    return tuple(_read(row, number, layers, recordings) for number, row in enumerate(rows))
-
-
-def _read(row: Any, number: int, layers: int, recordings: int) -> Read:
-    if not isinstance(row, list) or len(row) not in (3, 4) or set(map(type, row)) != {int}:
-        raise ProfileError(f"reads[{number}]: not [layer, offset, length] or [layer, offset, length, seen]")
+def _read(row: Sequence[int], number: int, layers: int, recordings: int) -> Read:
     layer, offset, length, seen = row if len(row) == 4 else (*row, recordings)
     sound = 0 <= layer < layers and offset >= 0 and length > 0 and offset + length <= MAX_DEVICE_BYTES
     if not sound or not 0 < seen <= recordings:
@@ -171,15 +139,6 @@ def _time(value: Any) -> datetime:
         return datetime.strptime(value, _TIME).replace(tzinfo=UTC)
     except (TypeError, ValueError) as error:
         raise ProfileError("recordedAt: not a time such as 2026-01-31T12:00:00Z") from error
-
-
-def check_disjoint(reads: Iterable[Read]) -> None:
-    """Raise ProfileError where two reads of a layer overlap: it bounds what a profile can make a node do."""
-    behind: dict[int, int] = {}
-    for layer, offset, length, _ in sorted(reads):
-        if offset < behind.get(layer, 0):
-            raise ProfileError(f"reads: two overlap at {offset} of layer {layer}")
-        behind[layer] = offset + length
 
 
 def wanted_frames(profile: Profile, tables: Mapping[DiffID, FrameTable]) -> list[tuple[DiffID, int]]:

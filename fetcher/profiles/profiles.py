@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from fetcher.layers.layer import Layer
 from fetcher.model import ImageHint, LayerUnavailable, ProfilesConfig
+from fetcher.profiles.document import ProfileError
 from fetcher.profiles.node import Node
-from fetcher.profiles.profile import Profile, ProfileError
+from fetcher.profiles.profile import Profile
 from fetcher.profiles.recorder import Recorder, RecordingStarted
 from fetcher.profiles.replay import Image, Replay
 from fetcher.profiles.store import ProfileStore, load_sound
@@ -41,6 +42,7 @@ class ProfileStatus:
     recordings: int
     source: str | None  # of the profile that was replayed: "local" or "registry"
     frames_prefetched: int  # handed to the governor at the last announcement
+    frames_packed: int  # of those, what a pack in the registry has
     stored: bool  # on this node
     problem: str | None  # why the stored one is no good
 
@@ -83,6 +85,8 @@ class Profiles:
             await self._replay.watch(image)
         finally:
             image.following = False
+            if image.pack is not None:
+                image.pack.cancel()
 
     async def _follow_profile(self, image: Image) -> None:
         """Replay it if there is one. What is filled until that is known would stand in its way."""
@@ -204,6 +208,7 @@ class Profiles:
             recordings=profile.recordings if profile is not None else 0,
             source=image.source if image is not None else None,
             frames_prefetched=image.frames if image is not None else 0,
+            frames_packed=image.packed if image is not None else 0,
             stored=stored,
             problem=problem,
         )

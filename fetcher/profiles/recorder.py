@@ -10,9 +10,10 @@ import structlog
 from fetcher.layers.layer import Layer
 from fetcher.model import ImageHint, LayerState, ProfilesConfig
 from fetcher.profiles import referrers
+from fetcher.profiles.document import ProfileError
 from fetcher.profiles.merging import merge
 from fetcher.profiles.node import Node
-from fetcher.profiles.profile import Profile, ProfileError
+from fetcher.profiles.profile import Profile
 from fetcher.profiles.recording import Recording
 from fetcher.profiles.store import ProfileStore, load_sound
 from fetcher.registry import RegistryClient, RegistryError

@@ -10,7 +10,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 from fetcher.model import ImageHint
-from fetcher.profiles.profile import MAX_DURATION_MS, MAX_READS, Profile, Read
+from fetcher.profiles.document import MAX_ROWS
+from fetcher.profiles.profile import MAX_DURATION_MS, Profile, Read
 from layerformat.digest import DiffID, Digest
 
 #: A recording that sees no read for so long is given up.
@@ -92,7 +93,7 @@ class Recording:
         last = self._reads[-1] if self._reads else None
         if last is not None and last.layer == layer and last.end == start:
             self._reads[-1] = Read(layer, last.offset, last.length + end - start)
-        elif len(self._reads) < MAX_READS:
+        elif len(self._reads) < MAX_ROWS:
             self._reads.append(Read(layer, start, end - start))
 
     def request(self, window_s: float) -> None:

@@ -11,16 +11,9 @@ from collections.abc import Collection, Sequence
 
 import structlog
 
+from fetcher.profiles.document import MAX_BYTES, MAX_ROWS, ProfileError
 from fetcher.profiles.merging import merge
-from fetcher.profiles.profile import (
-    MAX_BYTES,
-    MAX_READS,
-    MEDIA_TYPE,
-    Profile,
-    ProfileError,
-    decode_profile,
-    encode_profile,
-)
+from fetcher.profiles.profile import MEDIA_TYPE, Profile, decode_profile, encode_profile
 from fetcher.registry import Descriptor, NotFound, Origin, RegistryClient, RegistryError
 from layerformat.digest import DiffID, Digest
 
@@ -32,9 +25,11 @@ CREATED = "org.opencontainers.image.created"
 NEWEST = 8
 
 
-async def listed(client: RegistryClient, origin: Origin, manifest: Digest) -> list[Descriptor]:
-    """The profiles of an image, the newest first. Raises RegistryError."""
-    found = await client.referrers(origin, manifest, MEDIA_TYPE)
+async def listed(
+    client: RegistryClient, origin: Origin, manifest: Digest, artifact_type: str = MEDIA_TYPE
+) -> list[Descriptor]:
+    """The profiles of an image, or what else is attached to it, the newest first. Raises RegistryError."""
+    found = await client.referrers(origin, manifest, artifact_type)
     unique = {descriptor.digest: descriptor for descriptor in found}
     return sorted(unique.values(), key=lambda each: (each.annotations.get(CREATED, ""), each.digest), reverse=True)
 
@@ -57,7 +52,7 @@ async def pull(
             log.warning("profile_ignored", manifest=manifest, source=source, reason=str(error))
             continue
         # Merging takes time in proportion; the newest count.
-        if sum(len(each.reads) for each in (*good, profile)) <= MAX_READS:
+        if sum(len(each.reads) for each in (*good, profile)) <= MAX_ROWS:
             good.append(profile)
     return merge(good) if len(good) > 1 else good[0] if good else None
 
@@ -67,29 +62,36 @@ async def _pull_one(client: RegistryClient, origin: Origin, descriptor: Descript
     layers: Sequence[Descriptor] = referrer.layers
     if len(layers) != 1 or layers[0].media_type != MEDIA_TYPE:
         raise ProfileError("its manifest names no profile")
-    if layers[0].size > MAX_BYTES:
+    return await asyncio.to_thread(decode_profile, await pull_document(client, origin, layers[0]))
+
+
+async def pull_document(client: RegistryClient, origin: Origin, layer: Descriptor) -> bytes:
+    """A referrer's layer, which may not be large. Raises ProfileError or RegistryError."""
+    if layer.size > MAX_BYTES:
         raise ProfileError(f"is larger than {MAX_BYTES} bytes")
     parts, size = [], 0
-    async for chunk in client.pull_blob(origin, layers[0].digest):
+    async for chunk in client.pull_blob(origin, layer.digest):
         parts.append(chunk)
         size += len(chunk)
         if size > MAX_BYTES:
             raise ProfileError(f"is larger than {MAX_BYTES} bytes")
-    return await asyncio.to_thread(decode_profile, b"".join(parts))
+    return b"".join(parts)
 
 
 async def push(client: RegistryClient, origin: Origin, manifest: Digest, profile: Profile) -> Descriptor:
     """Attach a profile to an image; the referrer's descriptor. Raises RegistryError."""
     subject = (await client.manifest(origin, manifest)).descriptor
     created = profile.recorded_at.isoformat().replace("+00:00", "Z")
-    return await client.push_referrer(
-        origin, subject, MEDIA_TYPE, encode_profile(profile), MEDIA_TYPE, {CREATED: created}
-    )
+    layer = await client.push_layer_bytes(origin, encode_profile(profile), MEDIA_TYPE)
+    return await client.push_referrer(origin, subject, MEDIA_TYPE, [layer], {CREATED: created})
 
 
-async def remove(client: RegistryClient, origin: Origin, manifest: Digest) -> int:
-    """Delete the image's profiles; how many there were. Raises RegistryError (Rejected: no deleting there)."""
-    found = await listed(client, origin, manifest)
+async def remove(client: RegistryClient, origin: Origin, manifest: Digest, artifact_type: str = MEDIA_TYPE) -> int:
+    """Delete the image's profiles, or what else is attached to it; how many there were.
+
+    Raises RegistryError (Rejected: no deleting there).
+    """
+    found = await listed(client, origin, manifest, artifact_type)
     for descriptor in found:
         try:
             await client.delete_manifest(origin, descriptor.digest)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import structlog
 
 from fetcher.layers.layer import Layer
 from fetcher.model import ImageHint, LayerUnavailable, ProfilesConfig
-from fetcher.profiles import referrers
+from fetcher.profiles import packs, referrers
+from fetcher.profiles.document import ProfileError
 from fetcher.profiles.node import Node
-from fetcher.profiles.profile import Profile, ProfileError, wanted_frames
+from fetcher.profiles.packs import FoundPack
+from fetcher.profiles.profile import Profile, wanted_frames
 from fetcher.profiles.store import ProfileStore
-from fetcher.registry import RegistryClient, RegistryError
+from fetcher.registry import Origin, RegistryClient, RegistryError
 from fetcher.scheduler.governor import QUIET_S, START_S
+from fetcher.scheduler.packed import Place
 from layerformat.annotations import LayerRef
 from layerformat.digest import DiffID, Digest
 
 log = structlog.get_logger(__name__)
+
+Found = TypeVar("Found")
 
 #: Layers do not wait for each other to be admitted: what there is is looked at after this, then twice this, and so on.
 FIRST_LOOK_S = 0.02
@@ -35,6 +41,8 @@ class Image:
     profile: Profile | None = None
     source: str | None = None
     frames: int = 0  # handed to the governor
+    packed: int = 0  # of those, frames that a pack has
+    pack: asyncio.Task[FoundPack | None] | None = None
     mounted: bool = False
     following: bool = True  # it is still being looked after
     progress: asyncio.Event = field(default_factory=asyncio.Event)
@@ -64,10 +72,16 @@ class Replay:
 
     async def find(self, image: Image) -> None:
         """The node's own profile, else the registry's, into ``image``. A deadline ends the search."""
+        if self._config.replay and self._config.packs and self._lacks_bytes(image):
+            image.pack = asyncio.ensure_future(self._pack(image))
         local = await self._local(image)
         profile = local or await self._remote(image)
         if profile is not None:
             image.profile, image.source = profile, "local" if local is not None else "registry"
+
+    def _lacks_bytes(self, image: Image) -> bool:
+        layers = [self._node.layer(ref.digest) for ref in image.hint.layers]
+        return any(layer is None or not layer.present.complete for layer in layers)
 
     async def _local(self, image: Image) -> Profile | None:
         try:
@@ -80,11 +94,21 @@ class Replay:
             return None
 
     async def _remote(self, image: Image) -> Profile | None:
+        return await self._look_up(
+            image, lambda origin: referrers.pull(self._client, origin, image.manifest, image.diff_ids)
+        )
+
+    async def _pack(self, image: Image) -> FoundPack | None:
+        digests = frozenset(ref.digest for ref in image.hint.layers)
+        return await self._look_up(image, lambda origin: packs.find(self._client, origin, image.manifest, digests))
+
+    async def _look_up(self, image: Image, ask: Callable[[Origin], Awaitable[Found | None]]) -> Found | None:
+        """What the first origin says that can be asked."""
         try:
             async with asyncio.timeout(self._config.lookup_timeout_s):
                 for origin in image.hint.origins:
                     with suppress(RegistryError):
-                        return await referrers.pull(self._client, origin, image.manifest, image.diff_ids)
+                        return await ask(origin)
         except TimeoutError:
             log.info("profile_lookup_timed_out", manifest=image.manifest, after_s=self._config.lookup_timeout_s)
         return None
@@ -97,22 +121,27 @@ class Replay:
             log.warning("profile_ignored", manifest=image.manifest, source=image.source, reason=str(error))
             image.profile = image.source = None
         else:
-            log.info("profile_replayed", manifest=image.manifest, source=image.source, frames=image.frames)
+            counts = {"frames": image.frames, "packed": image.packed}
+            log.info("profile_replayed", manifest=image.manifest, source=image.source, **counts)
 
     async def _start(self, image: Image, profile: Profile) -> None:
         named = {profile.layers[read.layer] for read in profile.reads}
-        pending = {asyncio.ensure_future(self._open(image, ref)) for ref in _one_each(image.hint.layers, named)}
+        opening = {asyncio.ensure_future(self._open(image, ref)) for ref in _one_each(image.hint.layers, named)}
+        pending: set[asyncio.Task[Layer | None] | asyncio.Task[FoundPack | None]] = {*opening}
+        if image.pack is not None:
+            pending.add(image.pack)
         layers: list[Layer] = []
         look_s = FIRST_LOOK_S
         try:
             while pending:
                 done, pending = await asyncio.wait(pending, timeout=look_s)
                 look_s *= 2
-                if found := [layer for task in done if (layer := task.result()) is not None]:
-                    layers += found
+                found = [layer for task in opening & done if (layer := task.result()) is not None]
+                layers += found
+                if found or (layers and image.pack in done):
                     await self._prefetch(image, profile, layers)
-                    if layers == found:  # what joins later belongs to the same start
-                        self._hold_fill(image)
+                if found and layers == found:  # what joins later belongs to the same start
+                    self._hold_fill(image)
         finally:
             for task in pending:
                 task.cancel()
@@ -128,7 +157,11 @@ class Replay:
         tables = {diff_id: layer.frames for diff_id, layer in known.items()}
         frames = await asyncio.to_thread(wanted_frames, profile, tables)
         image.frames = len(frames)
-        self._node.governor.prefetch((known[diff_id], number) for diff_id, number in frames)
+        pack = image.pack.result() if image.pack is not None and image.pack.done() else None
+        wanted = [(known[diff_id], number) for diff_id, number in frames]
+        places = [_place(pack, layer, number) for layer, number in wanted]
+        image.packed = len(places) - places.count(None)
+        self._node.governor.prefetch((*what, place) for what, place in zip(wanted, places, strict=True))
 
     def _hold_fill(self, image: Image) -> None:
         quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
@@ -146,6 +179,10 @@ class Replay:
                     await self._node.abandon(digest)
                 log.info("image_not_used", manifest=image.manifest, layers=len(unused))
                 return
+
+
+def _place(pack: FoundPack | None, layer: Layer, number: int) -> Place | None:
+    return pack.place(layer.digest, layer.frames[number]) if pack is not None else None
 
 
 def _one_each(layers: Iterable[LayerRef], diff_ids: set[DiffID]) -> list[LayerRef]:

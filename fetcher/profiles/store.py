@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fetcher.profiles.profile import MAX_BYTES, Profile, ProfileError, decode_profile, encode_profile
+from fetcher.profiles.document import MAX_BYTES, ProfileError
+from fetcher.profiles.profile import Profile, decode_profile, encode_profile
 from layerformat.digest import Digest, parse_digest
 from layerformat.errors import FormatError
 

@@ -1,6 +1,6 @@
 """The client: one object, one connection pool, all registries."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from fetcher.registry.auth import Authorizer, ProviderAnswer
@@ -99,6 +99,11 @@ class RegistryClient:
         """Upload ``data`` in one request, unless the registry has it."""
         return await self._writer.push_bytes(origin, data)
 
+    async def push_layer_bytes(self, origin: Origin, data: bytes, media_type: str) -> Descriptor:
+        """The same, as what a manifest names."""
+        digest = await self._writer.push_bytes(origin, data)
+        return Descriptor(media_type=media_type, digest=digest, size=len(data))
+
     async def push_manifest(self, origin: Origin, reference: str, body: bytes, media_type: str) -> Digest:
         """Put a manifest or index at a tag, or at its digest."""
         digest, _ = await self._manifests.put(origin, reference, body, media_type)
@@ -113,12 +118,11 @@ class RegistryClient:
         origin: Origin,
         subject: Descriptor,
         artifact_type: str,
-        body: bytes,
-        media_type: str,
+        layers: Sequence[Descriptor],
         annotations: Mapping[str, str],
     ) -> Descriptor:
-        """Push a manifest whose one layer is ``body`` and whose subject is ``subject``; its descriptor."""
-        return await self._referrers.push(origin, subject, artifact_type, body, media_type, annotations)
+        """Push a manifest of ``layers``, which are there already, about ``subject``; its descriptor."""
+        return await self._referrers.push(origin, subject, artifact_type, layers, annotations)
 
     async def delete_manifest(self, origin: Origin, digest: Digest) -> None:
         """:class:`Rejected` where the registry does not allow it (405)."""

@@ -4,7 +4,7 @@ Distribution specification, "Listing referrers" and "Referrers tag schema".
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urljoin
 
@@ -59,20 +59,18 @@ class Referrers:
         origin: Origin,
         subject: Descriptor,
         artifact_type: str,
-        body: bytes,
-        media_type: str,
+        layers: Sequence[Descriptor],
         annotations: Mapping[str, str],
     ) -> Descriptor:
         """See :meth:`RegistryClient.push_referrer`."""
         config = await self._writer.push_bytes(origin, _EMPTY)
-        layer = await self._writer.push_bytes(origin, body)
         manifest = encode_json(
             {
                 "schemaVersion": 2,
                 "mediaType": OCI_MANIFEST,
                 "artifactType": artifact_type,
                 "config": Descriptor(media_type=EMPTY_TYPE, digest=config, size=len(_EMPTY)).to_json(),
-                "layers": [Descriptor(media_type=media_type, digest=layer, size=len(body)).to_json()],
+                "layers": [layer.to_json() for layer in layers],
                 "subject": _bare(subject),
                 **({"annotations": dict(annotations)} if annotations else {}),
             }

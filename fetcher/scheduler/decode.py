@@ -13,6 +13,7 @@ from typing import Any
 import zstandard
 
 from fetcher.layers.layer import Layer, is_disk_full
+from fetcher.scheduler.queues import Piece
 from fetcher.scheduler.reuse import copy_frame
 from layerformat.errors import FormatError
 from layerformat.frames import Frame, decode_parts
@@ -25,48 +26,42 @@ Data = bytes | memoryview
 
 
 class FrameAssembler:
-    """Cuts a run of neighbouring frames out of a stream of chunks, copying what lies in more than one of them."""
+    """Cuts frames that follow one another out of a stream of chunks, copying what lies in more than one of them."""
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
-        self._frames = frames
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
         self._next = 0
-        self._pieces: list[memoryview] = []  # what has come of the next frame
+        self._parts: list[memoryview] = []  # what has come of the next frame
         self._come = 0
 
-    @property
-    def received_to(self) -> int:
-        """Offset in the blob up to which bytes have come."""
-        if self._next == len(self._frames):
-            return self._frames[-1].offset + self._frames[-1].size
-        return self._frames[self._next].offset + self._come
-
-    def feed(self, chunk: bytes) -> list[tuple[Frame, Data]]:
+    def feed(self, chunk: bytes) -> list[tuple[Piece, Data]]:
         """The frames that are whole now, each with its compressed bytes."""
         rest = memoryview(chunk)
-        whole: list[tuple[Frame, Data]] = []
-        while rest and self._next < len(self._frames):
-            frame = self._frames[self._next]
-            piece, rest = rest[: frame.size - self._come], rest[frame.size - self._come :]
-            self._pieces.append(piece)
-            self._come += len(piece)
-            if self._come < frame.size:
+        whole: list[tuple[Piece, Data]] = []
+        while rest and self._next < len(self._pieces):
+            piece = self._pieces[self._next]
+            missing = piece.frame.size - self._come
+            part, rest = rest[:missing], rest[missing:]
+            self._parts.append(part)
+            self._come += len(part)
+            if self._come < piece.frame.size:
                 break
-            whole.append((frame, self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)))
-            self._pieces, self._come = [], 0
+            whole.append((piece, self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)))
+            self._parts, self._come = [], 0
             self._next += 1
         return whole
 
 
-#: A frame to copy: which, from which layer, and which frame of that.
-Local = tuple[Frame, Layer, Frame]
+#: A frame to copy: from which layer, and which frame of that.
+Local = tuple[Piece, Layer, Frame]
 
 
 @dataclass(slots=True)
 class Decoded:
     """What became of a batch: frames written, frames whose bytes were wrong, and the disk's complaint, if any."""
 
-    written: list[Frame] = field(default_factory=list)
-    wrong: list[Frame] = field(default_factory=list)
+    written: list[Piece] = field(default_factory=list)
+    wrong: list[Piece] = field(default_factory=list)
     disk_error: OSError | None = None
 
 
@@ -77,50 +72,50 @@ class DecodePool:
         self._executor = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "decode")
         self._local = threading.local()
 
-    async def decode(self, layer: Layer, batch: Sequence[tuple[Frame, Data]]) -> Decoded:
-        """Bring a batch into the layer file. Does not mark the frames present: that is the event loop's."""
-        return await self._in_worker(self._decode, layer, batch)
+    async def decode(self, batch: Sequence[tuple[Piece, Data]]) -> Decoded:
+        """Bring a batch into its layer files. Does not mark the frames present: that is the event loop's."""
+        return await self._in_worker(self._decode, batch)
 
-    def _decode(self, layer: Layer, batch: Sequence[tuple[Frame, Data]]) -> Decoded:
+    def _decode(self, batch: Sequence[tuple[Piece, Data]]) -> Decoded:
         result = Decoded()
-        for frame, compressed in batch:
+        for piece, compressed in batch:
             try:
-                parts = decode_parts(frame, compressed, self._decompressor())
+                parts = decode_parts(piece.frame, compressed, self._decompressor())
             except FormatError:
-                result.wrong.append(frame)
+                result.wrong.append(piece)
                 continue
             try:
-                layer.write_frame(frame, parts)
+                piece.queue.layer.write_frame(piece.frame, parts)
             except OSError as error:
                 result.disk_error = error
                 break
-            result.written.append(frame)
+            result.written.append(piece)
         return result
 
-    async def copy(self, layer: Layer, batch: Sequence[Local]) -> Decoded:
-        """Bring frames that other layers hold into the layer file; those that are not what they should be are wrong."""
-        return await self._in_worker(self._copy, layer, batch)
+    async def copy(self, batch: Sequence[Local]) -> Decoded:
+        """Bring frames that other layers hold into their layer; those that are not what they should be are wrong."""
+        return await self._in_worker(self._copy, batch)
 
-    async def _in_worker(self, work: Callable[[Layer, Any], Decoded], layer: Layer, batch: Sequence[Any]) -> Decoded:
+    async def _in_worker(self, work: Callable[[Any], Decoded], batch: Sequence[Any]) -> Decoded:
         """Cancelled or not, it returns only when the worker has: the caller may close the layer file after it."""
-        done = asyncio.get_running_loop().run_in_executor(self._executor, work, layer, batch)
+        done = asyncio.get_running_loop().run_in_executor(self._executor, work, batch)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
             await asyncio.wait([done])
             raise
 
-    def _copy(self, layer: Layer, batch: Sequence[Local]) -> Decoded:
+    def _copy(self, batch: Sequence[Local]) -> Decoded:
         result = Decoded()
-        for frame, source, there in batch:
+        for piece, source, there in batch:
             try:
-                copied = copy_frame(source, there, layer, frame)
+                copied = copy_frame(source, there, piece.queue.layer, piece.frame)
             except OSError as error:
                 if is_disk_full(error):
                     result.disk_error = error
                     break
                 copied = False
-            (result.written if copied else result.wrong).append(frame)
+            (result.written if copied else result.wrong).append(piece)
         return result
 
     def _decompressor(self) -> zstandard.ZstdDecompressor:

@@ -19,8 +19,9 @@ import structlog
 
 from fetcher.layers.layer import Layer, is_disk_full
 from fetcher.model import GovernorConfig, Priority
-from fetcher.registry import RegistryClient
+from fetcher.registry import RegistryClient, RegistryError
 from fetcher.scheduler.disk_pressure import DIRTY_CHECK_S, DiskPressure
+from fetcher.scheduler.packed import PackedRun, Place, Wanted, take_packed
 from fetcher.scheduler.parallelism import Parallelism
 from fetcher.scheduler.queues import LayerQueue, Run, Waiter
 from fetcher.scheduler.reuse import SharedFrames
@@ -61,11 +62,12 @@ class Governor:
         self._queues: dict[str, LayerQueue] = {}
         self._layer_tasks: dict[str, TaskSet] = {}
         # An OrderedDict's first key is found at once; a dict's only past all that were deleted before it.
-        self._prefetch: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._prefetch: Wanted = OrderedDict()
         self._active = dict.fromkeys(Priority, 0)
         self._prefetching_bytes = 0
         self._holds: dict[str, Hold] = {}
-        self._running: set[Run] = set()
+        self._running: set[Run | PackedRun] = set()
+        self._packed_tasks = TaskSet()
         self._parallelism = Parallelism(config.streams, config.most_streams)
         self._transfers = Transfers(client, config.decode_workers, arrived=self._arrived)
         self._blocked_until: dict[str, float] = {}
@@ -82,6 +84,7 @@ class Governor:
         """Readers are not answered: they wait for the next daemon."""
         if self._recheck is not None:
             self._recheck.cancel()
+        await self._packed_tasks.cancel()
         for digest in list(self._queues):
             await self._withdraw(digest)
         await asyncio.to_thread(self._transfers.close)
@@ -119,9 +122,12 @@ class Governor:
     async def _withdraw(self, digest: str) -> LayerQueue | None:
         queue = self._queues.pop(digest, None)
         if queue is not None:
+            queue.withdrawn = True
             for key in [key for key in self._prefetch if key[0] == digest]:
                 del self._prefetch[key]
             await self._layer_tasks.pop(digest).cancel()
+            for run in [run for run in self._running if isinstance(run, PackedRun)]:
+                await run.leave(queue)
         return queue
 
     def demand(self, layer: Layer, numbers: Sequence[int], reply: Callable[[int], None]) -> None:
@@ -147,15 +153,17 @@ class Governor:
         if numbers and queue.note_read(numbers[0], numbers[-1]):
             self._pump()
 
-    def prefetch(self, wanted: Iterable[tuple[Layer, int]]) -> None:
+    def prefetch(self, wanted: Iterable[tuple[Layer, int, Place | None]]) -> None:
         """Frames that will be needed soon, in that order, behind all faults and before all filling.
 
-        Those that were asked for before get the place that they have in this order.
+        Those that were asked for before get the place that they have in this order. What the node holds elsewhere is
+        not fetched from a pack.
         """
-        for layer, number in wanted:
+        for layer, number, place in wanted:
             if layer.digest in self._queues and number not in layer.present:
                 self._prefetch.pop((layer.digest, number), None)
-                self._prefetch[layer.digest, number] = None
+                local = place is not None and self.shared.find(layer, number) is not None
+                self._prefetch[layer.digest, number] = None if local else place
         self._pump()
 
     def fill(self, layer: Layer) -> None:
@@ -207,8 +215,8 @@ class Governor:
         """Start as many runs as there is room and work for, the most urgent first."""
         while self._active[Priority.FAULT] < self._config.fault_streams and (run := self._next_fault()):
             self._start(run)
-        while self._has_prefetch_room() and (run := self._next_prefetch()):
-            self._start(run)
+        while self._has_prefetch_room() and self._start_prefetch():
+            pass
         busy = not self._active[Priority.PREFETCH] and self._pump_fill()
         self._parallelism.note(time.monotonic(), self._transfers.meter.bytes[Priority.FILL], busy=busy)
 
@@ -281,19 +289,25 @@ class Governor:
             self._pump_after(HOLD_CHECK_S)
         return ready
 
-    def _next_prefetch(self) -> Run | None:
+    def _start_prefetch(self) -> bool:
         while self._prefetch:
-            digest, number = next(iter(self._prefetch))
-            del self._prefetch[digest, number]
-            queue = self._queues.get(digest)
-            if queue is None:
-                continue
-            run = queue.take_run_from(number, partial(self._is_prefetch, digest))
-            if run is not None:
-                for frame in run.frames:
-                    self._prefetch.pop((digest, frame.number), None)
-                return run
-        return None
+            (digest, number), place = next(iter(self._prefetch.items()))
+            if place is not None and place.pack.usable:
+                if packed := take_packed(self._prefetch, self._queues, self._config.run_bytes):
+                    self._start_packed(packed)
+                    return True
+            elif run := self._next_prefetch(digest, number):
+                self._start(run)
+                return True
+            self._prefetch.pop((digest, number), None)
+        return False
+
+    def _next_prefetch(self, digest: str, number: int) -> Run | None:
+        queue = self._queues.get(digest)
+        run = queue.take_run_from(number, partial(self._is_prefetch, digest)) if queue is not None else None
+        for frame in run.frames if run is not None else ():
+            self._prefetch.pop((digest, frame.number), None)
+        return run
 
     def _is_prefetch(self, digest: str, number: int) -> bool:
         return (digest, number) in self._prefetch
@@ -324,7 +338,14 @@ class Governor:
         # A task that is cancelled before its first step never comes to its `finally`.
         work.add_done_callback(lambda _: self._stopped(run))
 
-    def _stopped(self, run: Run) -> None:
+    def _start_packed(self, run: PackedRun) -> None:
+        self._active[run.priority] += 1
+        self._prefetching_bytes += run.size
+        self._running.add(run)
+        work = self._packed_tasks.start(self._carry_out_packed(run), f"fetch pack {run.offset}")
+        work.add_done_callback(lambda _: self._stopped(run))
+
+    def _stopped(self, run: Run | PackedRun) -> None:
         if run in self._running:
             self._running.remove(run)
             self._active[run.priority] -= 1
@@ -348,6 +369,30 @@ class Governor:
             queue.requeue_waiting()
         if run.layer.present.complete:
             self._on_complete(run.layer)
+        self._pump()
+
+    async def _carry_out_packed(self, run: PackedRun) -> None:
+        """Fetch neighbours of a pack. What does not come that way comes from its layer."""
+        failure: OSError | None = None
+        try:
+            await self._transfers.fetch_packed(run)
+        except RegistryError as error:
+            run.pack.failed(error)
+        except OSError as error:
+            failure = error
+        finally:
+            self._stopped(run)
+            for queue, share in run.wanted_shares():
+                queue.give_back(share)
+        if failure is None:
+            run.put_back(self._prefetch)
+        for queue, share in run.wanted_shares():
+            if failure is not None:
+                self._handle_failure(share, queue, failure)
+            else:
+                queue.requeue_waiting()
+            if queue.layer.present.complete:
+                self._on_complete(queue.layer)
         self._pump()
 
     def _arrived(self, queue: LayerQueue, frame: Frame) -> None:

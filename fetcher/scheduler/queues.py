@@ -8,8 +8,9 @@ run at a time, except that a fault may overtake a run of lower priority whose st
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fetcher.layers.layer import Layer
 from fetcher.model import GovernorConfig, Priority
@@ -28,22 +29,30 @@ READERS = 16
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """Neighbouring frames fetched by one range request; ``received_to`` moves as its bytes come."""
+    """Frames of one layer that one range request brings; ``received_to`` moves as its bytes come.
+
+    They are neighbours in the layer's blob, or else ``places`` tells where in another one they are.
+    """
 
     layer: Layer
     frames: list[Frame]
     priority: Priority
     received_to: int = 0
+    places: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def offset(self) -> int:
-        """Of the first byte in the blob."""
+        """Of the first byte in the layer's blob."""
         return self.frames[0].offset
 
     @property
     def size(self) -> int:
         """Compressed bytes."""
         return self.frames[-1].offset + self.frames[-1].size - self.frames[0].offset
+
+    def bytes_before(self, number: int) -> int:
+        """How much is still to come before a frame's turn."""
+        return self.places.get(number, self.layer.frames[number].offset) - self.received_to
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +87,7 @@ class LayerQueue:
         self.inflight: dict[int, Run] = {}
         self.failures: dict[int, int] = {}
         self.filling = False
+        self.withdrawn = False  # nothing may be written to the layer file any more
         self._faults: dict[int, None] = {}
         self._hints: deque[int] = deque(maxlen=64)
         self._fill_from = 0
@@ -101,8 +111,7 @@ class LayerQueue:
         self._faults[number] = None
 
     def _worth_overtaking(self, run: Run, number: int) -> bool:
-        ahead = self.layer.frames[number].offset - max(run.received_to, run.offset)
-        return run.priority is not Priority.FAULT and ahead > OVERTAKE_BYTES
+        return run.priority is not Priority.FAULT and run.bytes_before(number) > OVERTAKE_BYTES
 
     def requeue_waiting(self) -> None:
         """Ask again for every frame that has waiters and is on no way here."""
@@ -164,7 +173,7 @@ class LayerQueue:
             while number < len(self.layer.frames) and number in self.inflight:
                 number += 1
             reader.front = number
-            if number < len(self.layer.frames) and self._free(number):
+            if number < len(self.layer.frames) and self.is_free(number):
                 self._widen(reader)
                 run = self._extend(number, reader.window_bytes, Priority.FAULT)
                 reader.front = run.frames[-1].number + 1
@@ -189,25 +198,34 @@ class LayerQueue:
     def _free_around(self, number: int, block: range) -> int | None:
         """The next frame of a block to fetch: what is behind the fault first, then what is before it."""
         candidates = (*range(number + 1, block.stop), *range(block.start, number))
-        return next((candidate for candidate in candidates if self._free(candidate)), None)
+        return next((candidate for candidate in candidates if self.is_free(candidate)), None)
 
     def take_fill_run(self, run_bytes: int) -> Run | None:
         """The next absent stretch from the front, of at most so many compressed bytes (or one frame)."""
         number = self.layer.present.first_absent(self._fill_from)
         self._fill_from = number
         while number < len(self.layer.frames):
-            if self._free(number) and not self.failures.get(number):
+            if self.is_free(number) and not self.failures.get(number):
                 return self._extend(number, run_bytes, Priority.FILL)
             number = self.layer.present.first_absent(number + 1)
         return None
 
     def take_run_from(self, number: int, limit: Callable[[int], bool]) -> Run | None:
         """A prefetch run: ``number`` and its followers for which ``limit`` holds."""
-        if not self._free(number):
+        if not self.is_free(number):
             return None
         return self._extend(number, self.config.run_bytes, Priority.PREFETCH, limit)
 
-    def _free(self, number: int) -> bool:
+    def take_packed(self, places: Mapping[int, int], received_to: int) -> Run:
+        """A prefetch run of free frames that are together in another blob."""
+        run = Run(self.layer, [self.layer.frames[number] for number in places], Priority.PREFETCH, received_to, places)
+        for number in places:
+            self._faults.pop(number, None)
+            self.inflight[number] = run
+        return run
+
+    def is_free(self, number: int) -> bool:
+        """Whether a frame is neither here nor on its way."""
         return number not in self.layer.present and number not in self.inflight
 
     def _extend(
@@ -218,7 +236,7 @@ class LayerQueue:
         self._faults.pop(number, None)
         while (following := frames[-1].number + 1) < len(self.layer.frames):
             waited = following in self._faults
-            if not self._free(following) or (wanted is not None and not wanted(following)):
+            if not self.is_free(following) or (wanted is not None and not wanted(following)):
                 break
             frame = self.layer.frames[following]
             if not waited and size + frame.size > window_bytes:
@@ -272,3 +290,10 @@ class LayerQueue:
     def waiting(self) -> list[Waiter]:
         """Every waiter, once."""
         return list({id(waiter): waiter for waiters in self.waiters.values() for waiter in waiters}.values())
+
+
+class Piece(NamedTuple):
+    """A frame on its way into its layer."""
+
+    queue: LayerQueue
+    frame: Frame

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -13,8 +14,9 @@ import structlog
 
 from fetcher.model import Priority
 from fetcher.registry import Origin, RegistryClient, RegistryError, is_transient
-from fetcher.scheduler.decode import BATCH_BYTES, Data, DecodePool, FrameAssembler
-from fetcher.scheduler.queues import LayerQueue, Run
+from fetcher.scheduler.decode import BATCH_BYTES, Data, Decoded, DecodePool, FrameAssembler
+from fetcher.scheduler.packed import PackedRun
+from fetcher.scheduler.queues import LayerQueue, Piece, Run
 from fetcher.scheduler.reuse import SharedFrames
 from layerformat.frames import Frame
 
@@ -30,7 +32,7 @@ RATE_WINDOW_S = 3.0
 BEST_WINDOW_S = 0.5
 
 #: Frames with their compressed bytes.
-Batch = list[tuple[Frame, Data]]
+Batch = list[tuple[Piece, Data]]
 
 
 class SourceFailure(Exception):
@@ -119,14 +121,14 @@ class Transfers:
         batch = []
         for frame in run.frames:
             if frame.number not in run.layer.present and (match := self.shared.find(run.layer, frame.number)):
-                batch.append((frame, *match))
+                batch.append((Piece(queue, frame), *match))
         for start in range(0, len(batch), COPY_BATCH):
-            copied = await self._decoders.copy(run.layer, batch[start : start + COPY_BATCH])
-            for frame in copied.wrong:
-                self.shared.discard(run.layer.digest, frame.number)
-            for frame in copied.written:
-                self.reused_bytes += frame.size
-                self._arrived(queue, frame)
+            copied = await self._decoders.copy(batch[start : start + COPY_BATCH])
+            for piece in copied.wrong:
+                self.shared.discard(run.layer.digest, piece.frame.number)
+            for piece in copied.written:
+                self.reused_bytes += piece.frame.size
+                self._arrived(*piece)
             if copied.disk_error is not None:
                 raise copied.disk_error
 
@@ -136,39 +138,75 @@ class Transfers:
 
     async def _stream(self, run: Run, frames: list[Frame], origin: Origin, queue: LayerQueue) -> None:
         """One range request, its frames decoded as they come whole."""
-        assembler = FrameAssembler(frames)
-        size = frames[-1].offset + frames[-1].size - frames[0].offset
-        urgent = run.priority is Priority.FAULT
+        offset, size = frames[0].offset, frames[-1].offset + frames[-1].size - frames[0].offset
         async with (
-            BatchDecoder(partial(self._decode, run, origin, queue)) as decoder,
-            self._client.read_blob(origin, run.layer.digest, offset=frames[0].offset, length=size) as chunks,
+            BatchDecoder(partial(self._decode, origin)) as decoder,
+            self._client.read_blob(origin, run.layer.digest, offset=offset, length=size) as chunks,
         ):
-            async for chunk in chunks:
-                self.meter.add(run.priority, len(chunk))
-                self.received.setdefault(run.layer.digest, Counter())[run.priority] += len(chunk)
-                for frame, data in assembler.feed(chunk):
-                    await decoder.add(frame, data, at_once=urgent or frame.number in queue.waiters)
-                run.received_to = assembler.received_to
+            pieces = [Piece(queue, frame) for frame in frames]
+            async with aclosing(self._received(chunks, pieces, decoder, run.priority)) as progress:
+                async for received in progress:
+                    run.received_to = offset + received
 
-    async def _decode(self, run: Run, origin: Origin, queue: LayerQueue, batch: Batch) -> None:
+    async def fetch_packed(self, run: PackedRun) -> None:
+        """One range request of a pack. Raises RegistryError, or OSError; what did not verify is absent afterwards."""
+        async with (
+            BatchDecoder(partial(self._decode_packed, run)) as decoder,
+            self._client.read_blob(run.pack.origin, run.pack.digest, offset=run.offset, length=run.size) as chunks,
+        ):
+            run.settled = decoder.settled
+            async with aclosing(self._received(chunks, run.pieces, decoder, Priority.PREFETCH)) as progress:
+                async for received in progress:
+                    run.note_received(received)
+                    if not run.wanted_shares():
+                        break
+
+    async def _received(
+        self, chunks: AsyncIterator[bytes], pieces: Sequence[Piece], decoder: BatchDecoder, priority: Priority
+    ) -> AsyncGenerator[int, None]:
+        """Hand frames to the decoder as they come whole; tells after each chunk how many bytes have come."""
+        assembler = FrameAssembler(pieces)
+        total = 0
+        async for chunk in chunks:
+            self.meter.add(priority, len(chunk))
+            total += len(chunk)
+            for piece, data in assembler.feed(chunk):
+                queue, frame = piece
+                self.received.setdefault(queue.layer.digest, Counter())[priority] += frame.size
+                await decoder.add(piece, data, at_once=priority is Priority.FAULT or frame.number in queue.waiters)
+            yield total
+
+    async def _decode(self, origin: Origin, batch: Batch) -> None:
         """Bring a batch into the layer file and release who waited for it. Raises OSError when the disk refuses."""
-        batch = [(frame, data) for frame, data in batch if frame.number not in run.layer.present]
-        if not batch:
-            return
-        decoded = await self._decoders.decode(run.layer, batch)
-        for frame in decoded.written:
-            self._arrived(queue, frame)
-        for frame in decoded.wrong:
+        decoded = await self._decode_absent(batch)
+        for queue, frame in decoded.wrong:
             queue.failures[frame.number] = queue.failures.get(frame.number, 0) + 1
-            run.layer.last_error = f"frame {frame.number} from {origin.host}/{origin.repository} did not verify"
-            log.error(
-                "frame_verification_failed",
-                layer=run.layer.digest,
-                frame=frame.number,
-                source=f"{origin.host}/{origin.repository}",
-            )
+            source = f"{origin.host}/{origin.repository}"
+            queue.layer.last_error = f"frame {frame.number} from {source} did not verify"
+            log.error("frame_verification_failed", layer=queue.layer.digest, frame=frame.number, source=source)
         if decoded.disk_error is not None:
             raise decoded.disk_error
+
+    async def _decode_packed(self, run: PackedRun, batch: Batch) -> None:
+        """The same for frames of a pack: if it lies, that says nothing of the layers and their origins."""
+        decoded = await self._decode_absent(batch)
+        for queue, frame in decoded.wrong:
+            run.pack.give_up(f"frame {frame.number} of layer {queue.layer.digest} did not verify")
+        if decoded.disk_error is not None:
+            raise decoded.disk_error
+
+    async def _decode_absent(self, batch: Batch) -> Decoded:
+        absent = [
+            (piece, data)
+            for piece, data in batch
+            if not piece.queue.withdrawn and piece.frame.number not in piece.queue.layer.present
+        ]
+        if not absent:
+            return Decoded()
+        decoded = await self._decoders.decode(absent)
+        for piece in decoded.written:
+            self._arrived(*piece)
+        return decoded
 
 
 class BatchDecoder:
@@ -183,10 +221,10 @@ class BatchDecoder:
     async def __aenter__(self) -> BatchDecoder:
         return self
 
-    async def add(self, frame: Frame, data: Data, *, at_once: bool) -> None:
+    async def add(self, piece: Piece, data: Data, *, at_once: bool) -> None:
         """Take a frame; waits while too many batches are under way. Raises OSError from an earlier batch."""
-        self._batch.append((frame, data))
-        self._batch_bytes += frame.length
+        self._batch.append((piece, data))
+        self._batch_bytes += piece.frame.length
         if at_once or self._batch_bytes >= BATCH_BYTES:
             self._submit()
         while len(self._pending) >= PENDING_BATCHES:
@@ -196,6 +234,11 @@ class BatchDecoder:
         if self._batch:
             batch, self._batch, self._batch_bytes = self._batch, [], 0
             self._pending.add(asyncio.ensure_future(self._decode(batch)))
+
+    async def settled(self) -> None:
+        """Wait for all that is under way now."""
+        if self._pending:
+            await asyncio.wait(set(self._pending))
 
     async def _wait(self, until: str) -> None:
         done, self._pending = await asyncio.wait(self._pending, return_when=until)

@@ -83,9 +83,13 @@ def converted(cache: Path, image: Layout) -> Layout:
 
 
 def convert(*words: str) -> None:
-    """`fastpull convert`, as the command that is installed beside this Python."""
-    command = [str(Path(sys.executable).with_name("fastpull")), "convert", *words]
-    run(command, timeout_s=CONVERT_TIMEOUT_S)
+    """`fastpull convert`."""
+    _fastpull("convert", *words)
+
+
+def _fastpull(*words: str) -> None:
+    """The command that is installed beside this Python."""
+    run([str(Path(sys.executable).with_name("fastpull")), *words], timeout_s=CONVERT_TIMEOUT_S)
 
 
 def push(bench: Bench, setting: Setting, image: Layout) -> Prepared:
@@ -113,14 +117,23 @@ def push_rivals(bench: Bench, setting: Setting, prepared: Prepared, image: Layou
     return replace(prepared, rivals=pushed)
 
 
-def learn(bench: Bench, setting: Setting, prepared: Prepared, workload: Workload, *, along: bool) -> Prepared:
-    """Record one cold start; the image once more with that profile beside it, and, if `along`, cut along it too."""
+def learn(
+    bench: Bench, setting: Setting, prepared: Prepared, workload: Workload, *, along: bool, packs: bool
+) -> Prepared:
+    """Record one cold start; the image once more with that profile beside it, and, if `along`, cut along it too.
+
+    With `packs` each has a pack, too, which a start may do without.
+    """
     setting.say("recording a start")
     touched = _record(bench, prepared.converted, workload)
     with full_rate(bench):
         profiled = bench.push(prepared.converted, "bench/profiled:1")
     asyncio.run(_attach(bench, profiled, touched.document))
     cut = _cut(bench, setting, prepared, touched) if along else ""
+    for reference in filter(None, (profiled, cut) if packs else ()):
+        setting.say("packing what the profile names")
+        with full_rate(bench):
+            _fastpull("profile", "pack", "--plain-http", bench.registry.host, reference)
     return replace(prepared, profiled=profiled, along=cut, touched=touched)
 
 

@@ -11,7 +11,7 @@ from tests.bench.trials import Trial
 
 MB, MIB = 1e6, 1 << 20
 LOCAL_WARM, LOCAL_COLD = "overlayfs local, warm", "overlayfs local, cold"
-OURS = ("fastpull", "fastpull-profile", "fastpull-along")
+OURS = ("fastpull", "fastpull-profile", "fastpull-packed", "fastpull-along", "fastpull-along-packed")
 # (mode, base, target) of the time to ready; the bases are measured in the same run.
 _READY = (
     ("fastpull", "limit", Target(at_most=2)),
@@ -20,7 +20,11 @@ _READY = (
     ("fastpull-profile", "limit", Target(at_most=1.25)),
     ("fastpull-profile", LOCAL_COLD, Target(at_most=1)),
     ("fastpull-profile", "overlayfs", Target(at_most=1 / 14)),
+    ("fastpull-packed", "limit", Target(at_most=1.25)),
+    ("fastpull-packed", LOCAL_COLD, Target(at_most=1)),
+    ("fastpull-packed", "overlayfs", Target(at_most=1 / 14)),
     ("fastpull-along", "limit", Target(at_most=1.2)),
+    ("fastpull-along-packed", "limit", Target(at_most=1.2)),
     ("eager", "overlayfs", None),
     ("eager", "overlayfs-pigz", None),
     ("fastpull local, cold", LOCAL_COLD, Target(at_most=1)),
@@ -86,7 +90,7 @@ class StartRows:
             ("bytes_total", "bytes fetched in all", "MB", MB),
         ):
             ours, base = self._of(mode, metric), self._of("overlayfs", metric)
-            small = mode == "fastpull-along" and metric == "bytes_to_ready"
+            small = mode in ("fastpull-along", "fastpull-along-packed") and metric == "bytes_to_ready"
             if ours:
                 yield Row(
                     workload=self.title,

@@ -18,6 +18,7 @@ from tests.bench.trials import Trial
 from tests.bench.workload import Outcome
 from tests.harness import UNRECORDED
 
+_WITHOUT_PACK = "[profiles]\npacks = false\n"
 PORT = ("PORT={port}",)
 ENDPOINT = "http://127.0.0.1:{port}/"
 # Decompression of gzip by a program of its own is containerd's default where there is one; a profile needs a first
@@ -27,13 +28,17 @@ MODES = (
     "overlayfs-pigz",
     "fastpull",
     "fastpull-profile",
+    "fastpull-packed",
     "fastpull-along",
+    "fastpull-along-packed",
     "eager",
     *(rival.name for rival in rivals.ALL),
     "local",
     "next",
 )
-_LEARNT = frozenset({"fastpull-profile", "fastpull-along"})
+_PACKED = frozenset({"fastpull-packed", "fastpull-along-packed"})
+_ALONG = frozenset({"fastpull-along", "fastpull-along-packed"})
+_LEARNT = _PACKED | _ALONG | {"fastpull-profile"}
 
 
 class ServerStarts:
@@ -58,7 +63,8 @@ class ServerStarts:
             prepared = push_rivals(bench, setting, push(bench, setting, image), image)
             # The limit needs to know what a start touches, so the recording is made for every choice of modes but one.
             if any(map(setting.wants, _LEARNT | {"fastpull"})):
-                prepared = learn(bench, setting, prepared, self.workload(), along=setting.wants("fastpull-along"))
+                along, packs = (any(map(setting.wants, names)) for names in (_ALONG, _PACKED))
+                prepared = learn(bench, setting, prepared, self.workload(), along=along, packs=packs)
             done = list(self._trials(bench, setting, prepared))
             more = list(self._more(bench, setting, prepared))
         title = f"{self.letter} {self.name} ({setting.shape})"
@@ -84,8 +90,11 @@ def all_modes(prepared: Prepared) -> list[Mode]:
     if shutil.which("unpigz"):
         modes.append(_full("overlayfs-pigz", prepared.plain, {}))
     modes += [_lazy("fastpull", prepared.converted), _lazy("eager", prepared.converted, eager)]
-    modes += [_lazy("fastpull-profile", prepared.profiled)] if prepared.profiled else []
-    modes += [_lazy("fastpull-along", prepared.along)] if prepared.along else []
+    for name, packed, reference in (
+        ("fastpull-profile", "fastpull-packed", prepared.profiled),
+        ("fastpull-along", "fastpull-along-packed", prepared.along),
+    ):
+        modes += [_lazy(name, reference, _WITHOUT_PACK), _lazy(packed, reference)] if reference else []
     return modes + [Mode(name=name, snapshotter=name, reference=where) for name, where in prepared.rivals.items()]
 
 

@@ -60,6 +60,13 @@ def test_recorded_pushed_replayed_and_converted_along(fastpull: CommandLine, tmp
     fastpull("report", *where, "--json", str(told), image)
     assert json.loads(told.read_text())["profile"]["hit_bytes"] >= 300_000
 
+    # Its bytes in one piece, beside it: the next start takes them from there.
+    assert "attached" in fastpull("profile", "pack", *run_dir(fastpull), image).stderr
+    assert "\npack " in fastpull("profile", "show", *run_dir(fastpull), image).stdout
+    fastpull("run", "--cold", *run_dir(fastpull), "--benchmark-mode", "completion", HOST, image, *read)
+    (row,) = json.loads(fastpull("profile", "list", "--json", *run_dir(fastpull)).stdout)
+    assert 0 < row["frames_packed"] == row["frames_prefetched"]
+
     # Cut along it, the image has other frames and the same tars, and the profile goes with it.
     tight = image.replace(":1", ":tight") if image.endswith(":1") else f"{image}-tight"
     fastpull("convert", "--profile", "auto", image, tight)
@@ -67,7 +74,7 @@ def test_recorded_pushed_replayed_and_converted_along(fastpull: CommandLine, tmp
     wide, narrow = (downloads(fastpull, name) for name in (image, tight))
     assert narrow < wide
 
-    fastpull("profile", "rm", "--registry", *run_dir(fastpull), image)
+    assert "removed 2" in fastpull("profile", "rm", "--registry", *run_dir(fastpull), image).stderr
     missing = fastpull("profile", "show", *run_dir(fastpull), image, status=3)
     assert "has no profile" in missing.stderr
 

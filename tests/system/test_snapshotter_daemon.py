@@ -36,7 +36,8 @@ def started(top: Path, *extra: str, environment: dict[str, str] | None = None) -
     env = {**os.environ, **(environment or {})}
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=env) as daemon:
         try:
-            wait_until(lambda: listening(top / "run" / "fastpull.sock"), what="the daemon", timeout_s=START_S)
+            # The last of its sockets.
+            wait_until(lambda: listening(top / "run" / "admin.sock"), what="the daemon", timeout_s=START_S)
             yield daemon
         finally:
             if daemon.poll() is None:

@@ -9,7 +9,7 @@ import pytest
 
 from fetcher.model import FetcherConfig, LayerState, ProfilesConfig
 from fetcher.profiles import referrers
-from fetcher.profiles.profile import ProfileError
+from fetcher.profiles.document import ProfileError
 from fetcher.profiles.store import ProfileStore
 from tests.harness.fake_server import Fault
 from tests.kernel.profiles.image import (

@@ -16,6 +16,7 @@ from layerformat.digest import DiffID, Digest, sha256_digest
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
 from tests.harness.layers import TestLayer, with_spoiled_metadata
+from tests.harness.referrers import attach
 from tests.kernel.profiles.image import (
     Image,
     another,
@@ -170,7 +171,7 @@ async def test_a_profile_that_is_no_good_is_ignored_with_one_line(
     async with node(replace(config, profiles=ProfilesConfig(record="off"))) as fetcher:
         if where == "registry":
             subject = (await fetcher.client.manifest(image.origin, image.manifest)).descriptor
-            await fetcher.client.push_referrer(image.origin, subject, MEDIA_TYPE, body, MEDIA_TYPE, {})
+            await attach(fetcher.client, image.origin, subject, MEDIA_TYPE, body, {})
         await pulled(fetcher, image)
         await until(lambda: not fetcher.profiles._images[image.manifest].following)
         assert capsys.readouterr().out.count("profile_ignored") == 1

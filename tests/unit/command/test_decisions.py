@@ -263,6 +263,7 @@ _NO_PROFILE = {
     "reads": 0,
     "source": None,
     "frames_prefetched": 0,
+    "frames_packed": 0,
     "stored": False,
     "problem": None,
 }
@@ -276,6 +277,7 @@ _NO_PROFILE = {
         ({"stored": True}, "recorded, for the next start here"),
         ({"stored": True, "frames_prefetched": 3, "source": "local"}, "replayed from this node"),
         ({"frames_prefetched": 3, "source": "registry"}, "replayed from the registry"),
+        ({"frames_prefetched": 3, "frames_packed": 2, "source": "registry"}, "replayed from the registry, from a pack"),
         ({"stored": True, "problem": "of another image"}, "unusable: of another image"),
     ],
 )

@@ -9,18 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fetcher.profiles.profile import (
-    FORMAT,
-    MAX_BYTES,
-    MAX_READS,
-    Profile,
-    ProfileError,
-    Read,
-    coalesced,
-    decode_profile,
-    encode_profile,
-    wanted_frames,
-)
+from fetcher.profiles.document import MAX_BYTES, MAX_ROWS, ProfileError
+from fetcher.profiles.profile import Profile, Read, coalesced, decode_profile, encode_profile, wanted_frames
 from layerformat.digest import DiffID
 from layerformat.frames import FrameTable
 
@@ -53,7 +43,7 @@ def test_the_document_is_as_specified() -> None:
     data = encode_profile(profile(Read(0, 4096, 8192, 2), Read(2, 0, 1, 1), recordings=2))
     layers = ",".join(f'"{each}"' for each in LAYERS)
     assert data.decode() == (
-        f'{{"durationMs":1234,"format":"{FORMAT}","layers":[{layers}],'
+        f'{{"durationMs":1234,"format":"fastpull-profile","layers":[{layers}],'
         '"reads":[[0,4096,8192],[2,0,1,1]],"recordedAt":"2026-03-01T12:00:05Z","recordings":2,"version":1}\n'
     )
 
@@ -98,7 +88,7 @@ def test_what_is_written_is_read(made: Profile) -> None:
         ({"reads": [[0, 0, 4096, 2]]}, "bounds"),
         ({"reads": [[0, 0, 4096, 0]]}, "bounds"),
         ({"reads": [[0, 0, 4096], [1, 0, 9], [0, 4095, 10]]}, "overlap"),
-        ({"reads": [[0, 0, 1]] * (MAX_READS + 1)}, "at most"),
+        ({"reads": [[0, 0, 1]] * (MAX_ROWS + 1)}, "at most"),
         ({"recordings": 0}, "recordings"),
         ({"durationMs": -1}, "durationMs"),
         ({"durationMs": 1.5}, "durationMs"),

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fetcher.profiles.document import ProfileError, check_disjoint
 from fetcher.profiles.merging import merge
-from fetcher.profiles.profile import Profile, ProfileError, Read, check_disjoint, decode_profile, encode_profile
+from fetcher.profiles.profile import Profile, Read, decode_profile, encode_profile
 from tests.unit.fetcher.test_profile import LAYERS, diff_id, profile
 
 KIB = 1 << 10
@@ -91,7 +92,7 @@ def touched(made: Profile) -> Counter[tuple[int, int]]:
 @given(st.lists(recordings(), min_size=1, max_size=4))
 def test_merging_loses_no_byte_and_is_sound(parts: list[Profile]) -> None:
     merged = merge(parts)
-    check_disjoint(merged.reads)
+    check_disjoint("reads", merged.reads)
     assert decode_profile(encode_profile(merged)) == merged
     expected = Counter[tuple[int, int]]()
     for part in parts:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fetcher.model import ImageHint
-from fetcher.profiles.profile import MAX_READS, Read, check_disjoint
+from fetcher.profiles.document import MAX_ROWS, check_disjoint
+from fetcher.profiles.profile import Read
 from fetcher.profiles.recording import RangeSet, Recording
 from layerformat.annotations import LayerRef
 from tests.unit.fetcher.test_profile import diff_id
@@ -57,7 +58,7 @@ async def test_first_touches_in_order_joined_where_one_follows_the_other() -> No
         Read(0, 0, 5),
         Read(0, 10, 2),
     )
-    check_disjoint(profile.reads)
+    check_disjoint("reads", profile.reads)
 
 
 async def test_equal_layers_are_one() -> None:
@@ -94,6 +95,6 @@ async def test_the_time_runs_from_the_first_read_and_can_be_prolonged() -> None:
 
 async def test_a_recording_is_bounded() -> None:
     made = recording(ref(0))
-    for number in range(MAX_READS + 10):
+    for number in range(MAX_ROWS + 10):
         made.touch(ref(0).digest, number * 10, number * 10 + 1)
-    assert made.read_count == MAX_READS
+    assert made.read_count == MAX_ROWS

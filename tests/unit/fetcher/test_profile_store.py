@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fetcher.profiles import referrers
-from fetcher.profiles.profile import MAX_BYTES, MEDIA_TYPE, Read
+from fetcher.profiles.document import MAX_BYTES
+from fetcher.profiles.profile import MEDIA_TYPE, Read
 from fetcher.profiles.store import ProfileStore, load_sound
 from fetcher.registry import OCI_MANIFEST, NotFound, Origin, RegistryClient, RegistryConfig, encode_json
 from layerformat.digest import Digest, sha256_digest

@@ -17,6 +17,7 @@ from fetcher.registry import (
     encode_json,
 )
 from layerformat.digest import Digest, sha256_digest
+from tests.harness.referrers import attach
 
 CHUNK_BYTES = 64 << 10
 DATA = b"".join(hashlib.sha256(number.to_bytes(4, "big")).digest() for number in range(8192))  # 256 KiB
@@ -137,7 +138,7 @@ class RegistryContract:
         subject = await client.resolve(Reference.parse(f"{origin}:v1"))
         assert await client.referrers(origin, subject.digest) == []
         made = [
-            await client.push_referrer(origin, subject, kind, kind.encode(), "text/plain", {"made.by": kind})
+            await attach(client, origin, subject, kind, kind.encode(), {"made.by": kind})
             for kind in ("application/vnd.test.a", "application/vnd.test.b")
         ]
         found = await client.referrers(origin, subject.digest)
@@ -153,7 +154,7 @@ class RegistryContract:
         await push_image(client, origin)
         subject = await client.resolve(Reference.parse(f"{origin}:v1"))
         for _ in range(2):
-            await client.push_referrer(origin, subject, "application/vnd.test.a", b"x", "text/plain", {})
+            await attach(client, origin, subject, "application/vnd.test.a", b"x", {})
         assert len(await client.referrers(origin, subject.digest)) == 1
 
     async def test_delete(self, client: RegistryClient, origin: Origin) -> None:

@@ -20,6 +20,7 @@ from fetcher.registry import (
 )
 from layerformat.digest import sha256_digest
 from tests.harness.fake_registry import FakeRegistry, Fault
+from tests.harness.referrers import attach
 from tests.unit.registry.contract import CHUNK_BYTES, DATA, pieces, push_image
 
 DIGEST = sha256_digest(DATA)
@@ -181,7 +182,7 @@ async def test_referrers_by_pages(client: RegistryClient, fake: FakeRegistry, or
     await push_image(client, origin)
     subject = await client.resolve(Reference.parse(f"{origin}:v1"))
     for number in range(5):
-        await client.push_referrer(origin, subject, "a/b", b"%d" % number, "text/plain", {})
+        await attach(client, origin, subject, "a/b", b"%d" % number, {})
     fake.referrers_page = 2
     assert len(await client.referrers(origin, subject.digest)) == 5
     assert len(fake.seen("GET", "/referrers/")) == 3
@@ -196,7 +197,7 @@ async def test_fallback_tag_keeps_what_others_wrote(fake: FakeRegistry, client: 
     index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [row]}
     tag = subject.digest.replace(":", "-")
     fake.add_manifest("team/app", index | {"annotations": {"kept": "yes"}}, tag)
-    made = await client.push_referrer(origin, subject, "a/b", b"x", "text/plain", {})
+    made = await attach(client, origin, subject, "a/b", b"x", {})
     found = await client.manifest(origin, tag)
     assert found.document["annotations"] == {"kept": "yes"}
     assert found.document["manifests"][0] == row
@@ -221,7 +222,7 @@ async def test_lost_update_of_the_fallback_tag_is_repaired(
             fake.add_manifest("team/app", empty, tag)
 
     fake.on_request = overwrite
-    made = await client.push_referrer(origin, subject, "a/b", b"x", "text/plain", {})
+    made = await attach(client, origin, subject, "a/b", b"x", {})
     assert overwritten
     assert [one.digest for one in await client.referrers(origin, subject.digest)] == [made.digest]
 
