@@ -84,9 +84,7 @@ class Profiles:
             await self._follow_profile(image)
             await self._replay.watch(image)
         finally:
-            image.following = False
-            if image.pack is not None:
-                image.pack.cancel()
+            image.leave()
 
     async def _follow_profile(self, image: Image) -> None:
         """Replay it if there is one. What is filled until that is known would stand in its way."""
@@ -101,6 +99,8 @@ class Profiles:
                 self._tasks.start(self._warm(image), f"warm {image.manifest[7:19]}")
         if not image.frames:
             governor.let_fill(hold)
+        elif image.profile is not None:
+            await self._replay.join_pack(image, image.profile)
 
     async def _warm(self, image: Image) -> None:
         """Spare the program its first reads, unless somebody wants to see them."""

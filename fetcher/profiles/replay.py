@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -42,6 +42,7 @@ class Image:
     source: str | None = None
     frames: int = 0  # handed to the governor
     packed: int = 0  # of those, frames that a pack has
+    layers: list[Layer] = field(default_factory=list)  # whose frames they are
     pack: asyncio.Task[FoundPack | None] | None = None
     mounted: bool = False
     following: bool = True  # it is still being looked after
@@ -51,6 +52,14 @@ class Image:
     def diff_ids(self) -> frozenset[DiffID]:
         """Of the layers."""
         return frozenset(ref.diff_id for ref in self.hint.layers)
+
+    def leave(self) -> None:
+        """It is not looked after any more: keep nothing that takes memory."""
+        self.following = False
+        if self.pack is not None:
+            self.pack.cancel()
+            self.pack = None
+        self.layers.clear()
 
     def has(self, digest: Digest) -> bool:
         """Whether the layer belongs to the image."""
@@ -127,24 +136,26 @@ class Replay:
     async def _start(self, image: Image, profile: Profile) -> None:
         named = {profile.layers[read.layer] for read in profile.reads}
         opening = {asyncio.ensure_future(self._open(image, ref)) for ref in _one_each(image.hint.layers, named)}
-        pending: set[asyncio.Task[Layer | None] | asyncio.Task[FoundPack | None]] = {*opening}
-        if image.pack is not None:
-            pending.add(image.pack)
-        layers: list[Layer] = []
         look_s = FIRST_LOOK_S
         try:
-            while pending:
-                done, pending = await asyncio.wait(pending, timeout=look_s)
+            while opening:
+                done, opening = await asyncio.wait(opening, timeout=look_s)
                 look_s *= 2
-                found = [layer for task in opening & done if (layer := task.result()) is not None]
-                layers += found
-                if found or (layers and image.pack in done):
-                    await self._prefetch(image, profile, layers)
-                if found and layers == found:  # what joins later belongs to the same start
-                    self._hold_fill(image)
+                if found := [layer for task in done if (layer := task.result()) is not None]:
+                    begins = not image.layers
+                    image.layers += found
+                    await self._prefetch(image, profile)
+                    if begins:  # what joins later belongs to the same start
+                        self._hold_fill(image)
         finally:
-            for task in pending:
+            for task in opening:
                 task.cancel()
+
+    async def join_pack(self, image: Image, profile: Profile) -> None:
+        """Take what is still to come from the pack, if there is one that was found after all layers were."""
+        if image.pack is not None and not image.packed and await image.pack is not None:
+            await self._prefetch(image, profile)
+            log.info("pack_joined", manifest=image.manifest, packed=image.packed)
 
     async def _open(self, image: Image, ref: LayerRef) -> Layer | None:
         try:
@@ -152,16 +163,12 @@ class Replay:
         except (LayerUnavailable, OSError):
             return None  # whoever needs the layer is told
 
-    async def _prefetch(self, image: Image, profile: Profile, layers: list[Layer]) -> None:
-        known = {layer.ref.diff_id: layer for layer in layers}
-        tables = {diff_id: layer.frames for diff_id, layer in known.items()}
-        frames = await asyncio.to_thread(wanted_frames, profile, tables)
-        image.frames = len(frames)
+    async def _prefetch(self, image: Image, profile: Profile) -> None:
         pack = image.pack.result() if image.pack is not None and image.pack.done() else None
-        wanted = [(known[diff_id], number) for diff_id, number in frames]
-        places = [_place(pack, layer, number) for layer, number in wanted]
-        image.packed = len(places) - places.count(None)
-        self._node.governor.prefetch((*what, place) for what, place in zip(wanted, places, strict=True))
+        wanted = await asyncio.to_thread(_placed, profile, {layer.ref.diff_id: layer for layer in image.layers}, pack)
+        image.frames = len(wanted)
+        image.packed = sum(place is not None for _, _, place in wanted)
+        self._node.governor.prefetch(wanted)
 
     def _hold_fill(self, image: Image) -> None:
         quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
@@ -181,8 +188,15 @@ class Replay:
                 return
 
 
-def _place(pack: FoundPack | None, layer: Layer, number: int) -> Place | None:
-    return pack.place(layer.digest, layer.frames[number]) if pack is not None else None
+def _placed(
+    profile: Profile, layers: Mapping[DiffID, Layer], pack: FoundPack | None
+) -> list[tuple[Layer, int, Place | None]]:
+    """The frames that a profile names, and where in the pack they are. Raises ProfileError where it does not fit."""
+    frames = wanted_frames(profile, {diff_id: layer.frames for diff_id, layer in layers.items()})
+    wanted = [(layers[diff_id], number) for diff_id, number in frames]
+    if pack is None:
+        return [(layer, number, None) for layer, number in wanted]
+    return [(layer, number, pack.place(layer.digest, layer.frames[number])) for layer, number in wanted]
 
 
 def _one_each(layers: Iterable[LayerRef], diff_ids: set[DiffID]) -> list[LayerRef]:

@@ -72,6 +72,22 @@ async def test_a_replay_is_one_request_of_the_pack(other: FetcherConfig, image: 
         assert sum(status.fetched_bytes.values()) == image.compressed_bytes(profile)
 
 
+async def test_a_pack_that_is_found_late_is_joined(other: FetcherConfig, image: Image, profile: Profile) -> None:
+    async with node(other) as fetcher:
+        blob = await attached(fetcher, image, *packed(image, profile))
+        image.registry.fault(Fault(path="/referrers/", delay_s=0.5))
+        slow = image.registry.fault(Fault(path="/blobs/", skip=2, piece_bytes=4096, piece_delay_s=0.02, times=None))
+        await pulled(fetcher, image)
+        await until(lambda: prefetched(fetcher) > 0)
+        assert not image.registry.seen("GET", blob)
+        await until(lambda: bool(image.registry.seen("GET", "/referrers/")))
+        image.registry.faults.remove(slow)
+        await until(lambda: not fetcher.governor._running)
+        assert image.registry.seen("GET", blob)
+        await start(fetcher, image)
+        assert fetcher.status().faults == 0
+
+
 async def test_packs_can_be_left_alone(other: FetcherConfig, image: Image, profile: Profile) -> None:
     async with node(replace(other, profiles=ProfilesConfig(packs=False))) as fetcher:
         blob = await attached(fetcher, image, *packed(image, profile))

@@ -17,13 +17,20 @@ import click
 from fastpull.aio import run_async
 
 
+async def wait():
+    print("working", flush=True)
+    await asyncio.sleep(60)
+
+
 @click.command()
 @click.argument("half")
 def work(half):
     run_async(asyncio.sleep(0))
     try:
+        if half == "asynchronous":
+            run_async(wait())
         print("working", flush=True)
-        run_async(asyncio.sleep(60)) if half == "asynchronous" else time.sleep(60)
+        time.sleep(60)
     finally:
         print("taken down", flush=True)
 """
