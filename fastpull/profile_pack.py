@@ -15,6 +15,7 @@ from fetcher.profiles.pack import Pack, frames_to_pack, pack_of
 from fetcher.profiles.profile import Profile
 from fetcher.registry import Descriptor, RegistryClient
 from layerformat.digest import DiffID, Digest
+from layerformat.errors import FormatError
 from layerformat.frames import Frame, FrameTable, decode_frame
 
 #: Compressed bytes read by one request; a larger frame is read alone.
@@ -78,12 +79,15 @@ async def _read(client: RegistryClient, target: Target, digest: Digest, frames: 
     offset, length = frames[0].offset, frames[-1].offset + frames[-1].size - frames[0].offset
     async with client.read_blob(target.origin, digest, offset=offset, length=length) as chunks:
         data = b"".join([chunk async for chunk in chunks])
-    await asyncio.to_thread(_verify, data, frames)
+    try:
+        await asyncio.to_thread(_verify, data, frames)
+    except FormatError as problem:
+        raise FormatError(f"layer {digest}: {problem}") from None
     return data
 
 
 def _verify(data: bytes, frames: list[Frame]) -> None:
-    """Raise FormatError for a frame that is not what the index says: a pack of it would only be refused."""
+    """Raise FormatError for a frame that is not what the index says: nodes would refuse a pack of it."""
     decompressor = zstandard.ZstdDecompressor()
     for frame in frames:
         start = frame.offset - frames[0].offset

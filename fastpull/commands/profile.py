@@ -32,7 +32,6 @@ from fetcher.profiles.merging import merge as merge_profiles
 from fetcher.profiles.profile import Profile, encode_profile
 from fetcher.profiles.recorder import MAX_WINDOW_S
 from fetcher.registry import RegistryClient
-from layerformat.errors import FormatError
 
 RECORD_EXAMPLES = """\b
 Examples:
@@ -375,7 +374,7 @@ async def _pack(image: str, file: Path | None, platform: str | None, run_dir: Pa
         found, source = await _find(client, target, file, run_dir)
         try:
             pack, made = await push_pack(client, target, found, await frame_tables(client, target))
-        except (ProfileError, FormatError) as problem:
+        except ProfileError as problem:
             raise Failure(f"the profile {problem}", code=ExitCode.MALFORMED) from None
     _say(f"{target.reference} ({source}): attached {made.digest}, {in_bytes(pack.size)} in {len(pack.ranges)} ranges")
 
