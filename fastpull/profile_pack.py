@@ -37,9 +37,8 @@ async def push_pack(
     frames = frames_to_pack(profile, [(ref, tables[ref.diff_id]) for ref in target.layers])
     digests = [ref.digest for ref in target.layers]
     pack = pack_of(digests, frames)
-    created = profile.recorded_at.isoformat().replace("+00:00", "Z")
     async with aclosing(_bytes(client, target, digests, frames)) as chunks:
-        return pack, await packs.push(client, target.origin, target.digest, pack, chunks, created)
+        return pack, await packs.push(client, target.origin, target.digest, pack, chunks, profile.created)
 
 
 async def _bytes(

@@ -59,6 +59,11 @@ class Profile:
         """Uncompressed bytes named."""
         return sum(read.length for read in self.reads)
 
+    @property
+    def created(self) -> str:
+        """When, as annotations of the image specification have it (RFC 3339)."""
+        return self.recorded_at.isoformat().replace("+00:00", "Z")
+
     def is_common(self, read: Read) -> bool:
         """Whether at least half of the recordings had the read."""
         return 2 * read.seen >= self.recordings

@@ -81,9 +81,8 @@ async def pull_document(client: RegistryClient, origin: Origin, layer: Descripto
 async def push(client: RegistryClient, origin: Origin, manifest: Digest, profile: Profile) -> Descriptor:
     """Attach a profile to an image; the referrer's descriptor. Raises RegistryError."""
     subject = (await client.manifest(origin, manifest)).descriptor
-    created = profile.recorded_at.isoformat().replace("+00:00", "Z")
     layer = await client.push_layer_bytes(origin, encode_profile(profile), MEDIA_TYPE)
-    return await client.push_referrer(origin, subject, MEDIA_TYPE, [layer], {CREATED: created})
+    return await client.push_referrer(origin, subject, MEDIA_TYPE, [layer], {CREATED: profile.created})
 
 
 async def remove(client: RegistryClient, origin: Origin, manifest: Digest, artifact_type: str = MEDIA_TYPE) -> int:

@@ -331,19 +331,20 @@ class Governor:
     # Doing.
 
     def _start(self, run: Run) -> None:
-        self._active[run.priority] += 1
-        self._prefetching_bytes += run.size if run.priority is Priority.PREFETCH else 0
-        self._running.add(run)
+        self._started(run)
         work = self._layer_tasks[run.layer.digest].start(self._carry_out(run), f"fetch {run.layer.short} {run.offset}")
         # A task that is cancelled before its first step never comes to its `finally`.
         work.add_done_callback(lambda _: self._stopped(run))
 
     def _start_packed(self, run: PackedRun) -> None:
-        self._active[run.priority] += 1
-        self._prefetching_bytes += run.size
-        self._running.add(run)
+        self._started(run)
         work = self._packed_tasks.start(self._carry_out_packed(run), f"fetch pack {run.offset}")
         work.add_done_callback(lambda _: self._stopped(run))
+
+    def _started(self, run: Run | PackedRun) -> None:
+        self._active[run.priority] += 1
+        self._prefetching_bytes += run.size if run.priority is Priority.PREFETCH else 0
+        self._running.add(run)
 
     def _stopped(self, run: Run | PackedRun) -> None:
         if run in self._running:

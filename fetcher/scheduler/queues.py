@@ -48,7 +48,7 @@ class Run:
     @property
     def size(self) -> int:
         """Compressed bytes."""
-        return self.frames[-1].offset + self.frames[-1].size - self.frames[0].offset
+        return sum(frame.size for frame in self.frames)
 
     def bytes_before(self, number: int) -> int:
         """How much is still to come before a frame's turn."""

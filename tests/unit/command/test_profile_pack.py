@@ -13,7 +13,7 @@ from fetcher.profiles import packs
 from fetcher.profiles.document import ProfileError
 from fetcher.profiles.pack import MEDIA_TYPE
 from fetcher.profiles.profile import Profile, Read
-from fetcher.registry import OCI_MANIFEST, Reference, RegistryClient, RegistryConfig
+from fetcher.registry import OCI_MANIFEST, Reference, RegistryClient
 from layerformat.errors import FormatError
 from tests.harness.fake_registry import FakeRegistry, Fault
 from tests.harness.layers import make_layer
@@ -30,12 +30,6 @@ LAYERS = [
 TABLES = {layer.ref.diff_id: layer.index.frames for layer in LAYERS}
 READS = (Read(1, 0, 30 * FRAME), Read(0, 7 * FRAME, 1), Read(1, 35 * FRAME, 1), Read(0, 8 * FRAME, 2 * FRAME))
 PROFILE = Profile(layers=tuple(TABLES), reads=READS, recorded_at=datetime(2026, 3, 1, tzinfo=UTC), duration_ms=1)
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient(RegistryConfig()) as client:
-        yield client
 
 
 @pytest.fixture

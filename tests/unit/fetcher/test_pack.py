@@ -25,7 +25,7 @@ from fetcher.profiles.pack import (
     pack_of,
 )
 from fetcher.profiles.profile import Profile, Read
-from fetcher.registry import OCI_MANIFEST, Origin, RegistryClient, RegistryConfig, Unauthorized, Unavailable
+from fetcher.registry import OCI_MANIFEST, Origin, RegistryClient, Unauthorized, Unavailable
 from fetcher.scheduler.packed import TRIES, PackBlob, Place, Wanted, take_packed
 from fetcher.scheduler.queues import LayerQueue
 from layerformat.digest import DiffID, Digest, sha256_digest
@@ -222,12 +222,6 @@ def test_a_pack_is_given_up_after_some_failures_or_one_for_good(capsys: pytest.C
 
 
 # In a registry.
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient(RegistryConfig()) as client:
-        yield client
 
 
 @pytest.fixture

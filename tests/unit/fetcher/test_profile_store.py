@@ -12,7 +12,7 @@ from fetcher.profiles import referrers
 from fetcher.profiles.document import MAX_BYTES
 from fetcher.profiles.profile import MEDIA_TYPE, Read
 from fetcher.profiles.store import ProfileStore, load_sound
-from fetcher.registry import OCI_MANIFEST, NotFound, Origin, RegistryClient, RegistryConfig, encode_json
+from fetcher.registry import OCI_MANIFEST, NotFound, Origin, RegistryClient, encode_json
 from layerformat.digest import Digest, sha256_digest
 from tests.harness.fake_registry import FakeRegistry
 from tests.harness.fake_server import Fault
@@ -82,12 +82,6 @@ def test_the_oldest_files_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 async def registry(request: pytest.FixtureRequest) -> AsyncIterator[FakeRegistry]:
     async with FakeRegistry(referrers_api=request.param) as served:
         yield served
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[RegistryClient]:
-    async with RegistryClient(RegistryConfig()) as client:
-        yield client
 
 
 def origin(registry: FakeRegistry) -> Origin:
