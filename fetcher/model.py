@@ -79,6 +79,7 @@ class ProfilesConfig:
 
     record: str = "auto"  # "auto": the first start here of an image that has none; "off": only when asked
     replay: bool = True  # fetch first what a profile names
+    predictions: bool = True  # or, for an image without one, what is likely to be read
     packs: bool = True  # in few requests, where a pack of the frames is attached to the image
     warm: bool = True  # and have it in the page cache before the program reads it
     push: bool = False  # attach what was recorded to the image, in its registry

@@ -21,6 +21,7 @@ from fastpull.nerdctl import Nerdctl
 from fastpull.profile_client import ProfileClient, Started
 from fastpull.profile_convert import read_profile
 from fastpull.profile_pack import push_pack
+from fastpull.profile_predict import predict_profile
 from fastpull.profile_table import coverage, packed_bytes, show
 from fastpull.profile_target import Target, find_target, frame_tables
 from fastpull.readiness import check_endpoint
@@ -29,6 +30,7 @@ from fastpull.runargs import RunLine
 from fetcher.profiles import packs, referrers
 from fetcher.profiles.document import ProfileError
 from fetcher.profiles.merging import merge as merge_profiles
+from fetcher.profiles.pack import MEDIA_TYPE as PACK
 from fetcher.profiles.profile import Profile, encode_profile
 from fetcher.profiles.recorder import MAX_WINDOW_S
 from fetcher.registry import RegistryClient
@@ -57,6 +59,11 @@ PUSH_EXAMPLES = """\b
 Examples:
   sudo fastpull profile push registry.example/app:1
   fastpull profile push --file app.profile registry.example/app:1
+"""
+PREDICT_EXAMPLES = """\b
+Examples:
+  fastpull profile predict registry.example/app:1
+  fastpull profile predict --output app.profile registry.example/app:1
 """
 PACK_EXAMPLES = """\b
 Examples:
@@ -284,11 +291,12 @@ async def _find(client: RegistryClient, target: Target, file: Path | None, run_d
     found = await ProfileClient(socket).get(target.digest) if socket.exists() else None
     if found is not None:
         return _fitting(found, target), "from this node"
-    found = await referrers.pull(client, target.origin, target.digest, target.diff_ids)
-    if found is None:
-        hint = f"record one: fastpull profile record {target.reference}"
-        raise Failure(f"{target.reference} has no profile, here or in the registry", hint=hint, code=ExitCode.NOT_FOUND)
-    return found, "from the registry"
+    for pull, source in ((referrers.pull, "from the registry"), (referrers.pull_prediction, "predicted")):
+        found = await pull(client, target.origin, target.digest, target.diff_ids)
+        if found is not None:
+            return found, source
+    hint = f"record one: fastpull profile record {target.reference}"
+    raise Failure(f"{target.reference} has no profile, here or in the registry", hint=hint, code=ExitCode.NOT_FOUND)
 
 
 def _fitting(found: Profile | None, target: Target) -> Profile:
@@ -351,6 +359,41 @@ async def _push(client: RegistryClient, target: Target, found: Profile) -> None:
     _say(f"{target.reference}: attached {made.digest}")
 
 
+@profile.command("predict", epilog=PREDICT_EXAMPLES)
+@click.argument("image")
+@click.option("-o", "--output", type=_PATH, help="Write the profile to this file, and attach nothing.")
+@_platform
+@registry_options
+def predict_command(image: str, output: Path | None, platform: str | None, plain_http: tuple[str, ...]) -> None:
+    """Tell from IMAGE's files what a start will read, and attach that to the image, without running it.
+
+    It follows the command of the image's config: its libraries, and what a Python program imports. Nodes use it until
+    a start was recorded. No daemon is needed.
+    """
+    run_async(_predict(image, output, platform, plain_http))
+
+
+async def _predict(image: str, output: Path | None, platform: str | None, plain_http: Sequence[str]) -> None:
+    async with open_client(plain_http) as client:
+        target = await find_target(client, image, platform)
+        found = await predict_profile(client, target)
+        if found is None:
+            hint = f"record one: fastpull profile record {target.reference}"
+            raise Failure(f"nothing can be told of a start of {target.reference}", hint=hint, code=ExitCode.NOT_FOUND)
+        if output is not None:
+            _write(output, encode_profile(found))
+        else:
+            made = await referrers.push(client, target.origin, target.digest, found, referrers.PREDICTION)
+            _say(f"{target.reference}: attached {made.digest}")
+    _say(f"{target.reference}: {_short(found)}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_bytes(data)
+    draft.replace(path)
+
+
 @profile.command("pack", epilog=PACK_EXAMPLES)
 @click.argument("image")
 @click.option("--file", "file", type=_FILE, help="For this profile, instead of the node's or the registry's.")
@@ -398,8 +441,8 @@ async def _remove(
     async with open_client(plain_http) as client:
         target = await find_target(client, image, platform)
         if in_registry:
-            count = await referrers.remove(client, target.origin, target.digest)
-            count += await packs.remove(client, target.origin, target.digest)
+            kinds = (referrers.RECORDED, referrers.PREDICTION, PACK)
+            count = sum([await referrers.remove(client, target.origin, target.digest, kind) for kind in kinds])
         else:
             count = int(await ProfileClient(run_dir / "admin.sock").remove(target.digest))
     if not count:
@@ -416,6 +459,4 @@ def merge_command(files: tuple[Path, ...], output: Path | None) -> None:
     if output is None:
         sys.stdout.write(data.decode())
         return
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
-    draft.write_bytes(data)
-    draft.replace(output)
+    _write(output, data)

@@ -64,11 +64,6 @@ async def _pull_one(
     return FoundPack(PackBlob(origin, data.digest), pack.places())
 
 
-async def remove(client: RegistryClient, origin: Origin, manifest: Digest) -> int:
-    """Delete the image's packs; how many there were. Raises RegistryError (Rejected: no deleting there)."""
-    return await referrers.remove(client, origin, manifest, MEDIA_TYPE)
-
-
 async def push(
     client: RegistryClient, origin: Origin, manifest: Digest, pack: Pack, chunks: AsyncIterator[bytes], created: str
 ) -> Descriptor:

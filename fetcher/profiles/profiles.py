@@ -17,7 +17,7 @@ from fetcher.profiles.document import ProfileError
 from fetcher.profiles.node import Node
 from fetcher.profiles.profile import Profile
 from fetcher.profiles.recorder import Recorder, RecordingStarted
-from fetcher.profiles.replay import Image, Replay
+from fetcher.profiles.replay import PREDICTION, Image, Replay
 from fetcher.profiles.store import ProfileStore, load_sound
 from fetcher.profiles.warming import Warming
 from fetcher.registry import RegistryClient
@@ -40,7 +40,7 @@ class ProfileStatus:
     reads: int  # of the recording under way, else of the profile
     touched_bytes: int
     recordings: int
-    source: str | None  # of the profile that was replayed: "local" or "registry"
+    source: str | None  # of the profile that was replayed: "local", "registry" or "prediction"
     frames_prefetched: int  # handed to the governor at the last announcement
     frames_packed: int  # of those, what a pack in the registry has
     stored: bool  # on this node
@@ -93,7 +93,8 @@ class Profiles:
         hold = governor.hold_fill(digests, at_most_s=config.lookup_timeout_s, quiet_s=QUIET_S)
         await self._replay.find(image)
         if image.profile is not None:
-            await self._recorder.discard(image.manifest)
+            if not self._to_be_recorded(image):
+                await self._recorder.discard(image.manifest)
             if config.replay:
                 await self._replay.start(image, image.profile)
                 self._tasks.start(self._warm(image), f"warm {image.manifest[7:19]}")
@@ -133,8 +134,12 @@ class Profiles:
         for image in self._images.values():
             if image.has(digest) and not image.mounted:
                 image.mounted = True
-                if image.profile is None:
+                if self._to_be_recorded(image):
                     self._recorder.begin_automatically(image.manifest, image.hint)
+
+    def _to_be_recorded(self, image: Image) -> bool:
+        """A prediction spares this node a recording, by which nothing could be read ahead, but not all the others."""
+        return image.profile is None or (image.source == PREDICTION and self._config.push)
 
     async def releasing(self, digest: Digest) -> None:
         """No snapshot uses the layer any more, and it is about to be unmounted."""

@@ -7,7 +7,9 @@ whoever reads them, the newest few.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
+from typing import Final
 
 import structlog
 
@@ -19,6 +21,9 @@ from layerformat.digest import DiffID, Digest
 
 log = structlog.get_logger(__name__)
 
+#: Artifact types: of what starts were seen to read, and of what nobody has seen yet but the image's files tell.
+RECORDED: Final = MEDIA_TYPE
+PREDICTION: Final = "application/vnd.fastpull.prediction.v1+json"
 #: Annotation of the specification, RFC 3339: which referrers are the newest.
 CREATED = "org.opencontainers.image.created"
 #: Referrers that are read, and merged.
@@ -26,7 +31,7 @@ NEWEST = 8
 
 
 async def listed(
-    client: RegistryClient, origin: Origin, manifest: Digest, artifact_type: str = MEDIA_TYPE
+    client: RegistryClient, origin: Origin, manifest: Digest, artifact_type: str = RECORDED
 ) -> list[Descriptor]:
     """The profiles of an image, or what else is attached to it, the newest first. Raises RegistryError."""
     found = await client.referrers(origin, manifest, artifact_type)
@@ -43,7 +48,28 @@ async def pull(
     does not list them.
     """
     good: list[Profile] = []
-    for descriptor in (await listed(client, origin, manifest))[:NEWEST]:
+    async with aclosing(_good(client, origin, manifest, diff_ids, RECORDED)) as profiles:
+        async for profile in profiles:
+            # Merging takes time in proportion; the newest count.
+            if sum(len(each.reads) for each in (*good, profile)) <= MAX_ROWS:
+                good.append(profile)
+    return merge(good) if len(good) > 1 else good[0] if good else None
+
+
+async def pull_prediction(
+    client: RegistryClient, origin: Origin, manifest: Digest, diff_ids: Collection[DiffID]
+) -> Profile | None:
+    """The newest good prediction, for an image that has no profile; the rest as `pull`."""
+    async with aclosing(_good(client, origin, manifest, diff_ids, PREDICTION)) as profiles:
+        async for profile in profiles:
+            return profile
+    return None
+
+
+async def _good(
+    client: RegistryClient, origin: Origin, manifest: Digest, diff_ids: Collection[DiffID], artifact_type: str
+) -> AsyncGenerator[Profile, None]:
+    for descriptor in (await listed(client, origin, manifest, artifact_type))[:NEWEST]:
         try:
             profile = await _pull_one(client, origin, descriptor)
             profile.check_fits(diff_ids)
@@ -51,10 +77,7 @@ async def pull(
             source = f"{origin.host}/{origin.repository}@{descriptor.digest}"
             log.warning("profile_ignored", manifest=manifest, source=source, reason=str(error))
             continue
-        # Merging takes time in proportion; the newest count.
-        if sum(len(each.reads) for each in (*good, profile)) <= MAX_ROWS:
-            good.append(profile)
-    return merge(good) if len(good) > 1 else good[0] if good else None
+        yield profile
 
 
 async def _pull_one(client: RegistryClient, origin: Origin, descriptor: Descriptor) -> Profile:
@@ -78,14 +101,16 @@ async def pull_document(client: RegistryClient, origin: Origin, layer: Descripto
     return b"".join(parts)
 
 
-async def push(client: RegistryClient, origin: Origin, manifest: Digest, profile: Profile) -> Descriptor:
+async def push(
+    client: RegistryClient, origin: Origin, manifest: Digest, profile: Profile, artifact_type: str = RECORDED
+) -> Descriptor:
     """Attach a profile to an image; the referrer's descriptor. Raises RegistryError."""
     subject = (await client.manifest(origin, manifest)).descriptor
     layer = await client.push_layer_bytes(origin, encode_profile(profile), MEDIA_TYPE)
-    return await client.push_referrer(origin, subject, MEDIA_TYPE, [layer], {CREATED: profile.created})
+    return await client.push_referrer(origin, subject, artifact_type, [layer], {CREATED: profile.created})
 
 
-async def remove(client: RegistryClient, origin: Origin, manifest: Digest, artifact_type: str = MEDIA_TYPE) -> int:
+async def remove(client: RegistryClient, origin: Origin, manifest: Digest, artifact_type: str = RECORDED) -> int:
     """Delete the image's profiles, or what else is attached to it; how many there were.
 
     Raises RegistryError (Rejected: no deleting there).

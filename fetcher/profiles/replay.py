@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -28,13 +28,16 @@ log = structlog.get_logger(__name__)
 
 Found = TypeVar("Found")
 
+#: The source of a profile that no start was recorded for.
+PREDICTION: Final = "prediction"
+
 #: Layers do not wait for each other to be admitted: what there is is looked at after this, then twice this, and so on.
 FIRST_LOOK_S = 0.02
 
 
 @dataclass(slots=True, eq=False)
 class Image:
-    """An announced image. ``source``: where its profile is from, "local" or "registry"; None without one."""
+    """An announced image. ``source`` of its profile: "local", "registry" or "prediction"; None without one."""
 
     hint: ImageHint
     manifest: Digest
@@ -80,13 +83,13 @@ class Replay:
         self._node = node
 
     async def find(self, image: Image) -> None:
-        """The node's own profile, else the registry's, into ``image``. A deadline ends the search."""
+        """The node's own profile, else the registry's or a prediction, into ``image``; until a deadline."""
         if self._config.replay and self._config.packs and self._lacks_bytes(image):
             image.pack = asyncio.ensure_future(self._pack(image))
-        local = await self._local(image)
-        profile = local or await self._remote(image)
-        if profile is not None:
-            image.profile, image.source = profile, "local" if local is not None else "registry"
+        image.profile, image.source = await self._local(image), "local"
+        if image.profile is None:
+            found = await self._look_up(image, lambda origin: self._remote(image, origin))
+            image.profile, image.source = found or (None, None)
 
     def _lacks_bytes(self, image: Image) -> bool:
         layers = [self._node.layer(ref.digest) for ref in image.hint.layers]
@@ -102,10 +105,14 @@ class Replay:
             log.warning("profile_ignored", manifest=image.manifest, source="local", reason=str(error))
             return None
 
-    async def _remote(self, image: Image) -> Profile | None:
-        return await self._look_up(
-            image, lambda origin: referrers.pull(self._client, origin, image.manifest, image.diff_ids)
-        )
+    async def _remote(self, image: Image, origin: Origin) -> tuple[Profile, str] | None:
+        """What the registry has, and what that is."""
+        ask = (self._client, origin, image.manifest, image.diff_ids)
+        if (profile := await referrers.pull(*ask)) is not None:
+            return profile, "registry"
+        if self._config.predictions and self._config.replay:
+            profile = await referrers.pull_prediction(*ask)
+        return (profile, PREDICTION) if profile is not None else None
 
     async def _pack(self, image: Image) -> FoundPack | None:
         digests = frozenset(ref.digest for ref in image.hint.layers)

@@ -1,0 +1,70 @@
+"""What a library's constructors reach: the pages of code and constants that are read before the program runs.
+
+A large library has thousands of them, one for each of its sources with a global object, spread over hundreds of
+megabytes. Their addresses are in the file. What they call, and the constants they take the address of, is in their
+code, relative to the instruction; it is read off without disassembling, so that a few bytes are taken for what they
+are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from converter.prediction.elf import EM_X86_64, PAGE, Elf, Range, ReadAt, joined
+
+#: Bytes of a constructor, and of what it calls, that are looked at.
+_LOOKED_AT: Final = (4096, 1024)
+#: mmap reads around a fault: see VM_MAX_READAHEAD and do_sync_mmap_readahead() of the kernel.
+_AROUND: Final = 32 << 10
+_MAX_FUNCTIONS: Final = 50_000
+_ALIGNMENT: Final = 16  # of functions, by all compilers
+#: call or jmp rel32; lea r64, [rip + disp32].
+_REFERENCE: Final = re.compile(
+    rb"[\xe8\xe9](?=(....))|[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](?=(....))", re.S
+)
+
+
+def reached(elf: Elf, read: ReadAt) -> tuple[Range, ...]:
+    """The parts of the file that are read when its constructors run, as far as can be told."""
+    pages: set[int] = set()
+    functions = list(dict.fromkeys(elf.constructors))[:_MAX_FUNCTIONS]
+    seen = set(functions)
+    for length in (*_LOOKED_AT, 0):
+        called: list[int] = []
+        for function in functions:
+            segment = elf.segment(function)
+            if segment is None or not segment.executable:
+                continue
+            pages.add(function // PAGE)
+            if length and elf.machine == EM_X86_64:
+                offset = function - segment.address + segment.offset
+                code = read(offset, min(length, segment.offset + segment.size - offset))
+                for is_code, address in _references(code, function):
+                    if not is_code:
+                        pages.add(address // PAGE)
+                    elif address not in seen:
+                        called.append(address)
+                        seen.add(address)
+        functions = called[:_MAX_FUNCTIONS]
+    return joined(list(_around(elf, pages)))
+
+
+def _references(code: bytes, address: int) -> Iterator[tuple[bool, int]]:
+    """(whether it is called, the address) of each that the code refers to."""
+    for found in _REFERENCE.finditer(code):
+        is_code = found[1] is not None
+        distance = int.from_bytes(found[1] if is_code else found[2], "little", signed=True)
+        target = address + found.end() + 4 + distance
+        if not is_code or target % _ALIGNMENT == 0:
+            yield is_code, target
+
+
+def _around(elf: Elf, pages: Iterable[int]) -> Iterator[Range]:
+    for page in pages:
+        segment = elf.segment(page * PAGE)
+        if segment is not None:
+            offset = page * PAGE - segment.address + segment.offset
+            first, last = segment.offset, segment.offset + segment.size
+            yield Range(max(offset - _AROUND, first), min(offset + _AROUND, last))
