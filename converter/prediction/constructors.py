@@ -35,16 +35,16 @@ def reached(elf: Elf, read: ReadAt) -> tuple[Range, ...]:
         called: list[int] = []
         for function in functions:
             segment = elf.segment(function)
-            if segment is None or not segment.executable:
+            if segment is None or not elf.is_code(function):
                 continue
             pages.add(function // PAGE)
             if length and elf.machine == EM_X86_64:
                 offset = function - segment.address + segment.offset
                 code = read(offset, min(length, segment.offset + segment.size - offset))
-                for is_code, address in _references(code, function):
-                    if not is_code:
+                for is_called, address in _references(code, function):
+                    if not is_called and not elf.is_code(address):  # a function whose address is taken is not read
                         pages.add(address // PAGE)
-                    elif address not in seen:
+                    elif is_called and address not in seen:
                         called.append(address)
                         seen.add(address)
         functions = called[:_MAX_FUNCTIONS]
@@ -54,11 +54,11 @@ def reached(elf: Elf, read: ReadAt) -> tuple[Range, ...]:
 def _references(code: bytes, address: int) -> Iterator[tuple[bool, int]]:
     """(whether it is called, the address) of each that the code refers to."""
     for found in _REFERENCE.finditer(code):
-        is_code = found[1] is not None
-        distance = int.from_bytes(found[1] if is_code else found[2], "little", signed=True)
+        is_called = found[1] is not None
+        distance = int.from_bytes(found[1] if is_called else found[2], "little", signed=True)
         target = address + found.end() + 4 + distance
-        if not is_code or target % _ALIGNMENT == 0:
-            yield is_code, target
+        if not is_called or target % _ALIGNMENT == 0:
+            yield is_called, target
 
 
 def _around(elf: Elf, pages: Iterable[int]) -> Iterator[Range]:

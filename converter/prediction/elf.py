@@ -28,10 +28,9 @@ _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _DYNAMIC: Final = struct.Struct("<QQ")
 _RELOCATION_WORDS: Final = 3  # r_offset, r_info, r_addend
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
-PF_X: Final = 1
 DT_NULL, DT_NEEDED, DT_STRTAB, DT_RELA, DT_RELASZ, DT_STRSZ, DT_RPATH = 0, 1, 5, 7, 8, 10, 15
 DT_INIT_ARRAY, DT_INIT_ARRAYSZ, DT_RUNPATH = 25, 27, 29
-SHF_ALLOC: Final = 2
+SHF_ALLOC, SHF_EXECINSTR = 2, 4
 #: Sections with what the linker searches and works off: symbols, strings, relocations, hashes, versions.
 _TABLES: Final = frozenset({3, 4, 5, 9, 11, 19, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF})
 #: What relative relocations are called; they hold the addresses of constructors.
@@ -55,7 +54,6 @@ class Segment(NamedTuple):
     address: int
     offset: int
     size: int
-    executable: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +65,14 @@ class Elf:
     needed: tuple[str, ...]
     search: tuple[str, ...]  # DT_RUNPATH, else DT_RPATH
     segments: tuple[Segment, ...]  # by address
+    code: tuple[Range, ...]  # addresses of instructions
     linked: tuple[Range, ...]  # what is read to load and relocate it
     constructors: tuple[int, ...]  # addresses of what it executes before the program does
+
+    def is_code(self, address: int) -> bool:
+        """Whether there are instructions at an address."""
+        number = bisect_right(self.code, address, key=lambda code: code.start) - 1
+        return number >= 0 and address < self.code[number].end
 
     def segment(self, address: int) -> Segment | None:
         """Where an address is in the file, if it is."""
@@ -102,9 +106,7 @@ class _Parser:
         self._headers = Range(0, at + size * count)
         self._segments = tuple(
             sorted(
-                Segment(address, offset, length, bool(flags & PF_X))
-                for kind, flags, offset, address, _, length, *_ in rows
-                if kind == PT_LOAD
+                Segment(address, offset, length) for kind, _, offset, address, _, length, *_ in rows if kind == PT_LOAD
             )
         )
         self._special = {kind: (offset, length) for kind, _, offset, _, _, length, *_ in rows if kind != PT_LOAD}
@@ -123,6 +125,7 @@ class _Parser:
             needed=tuple(_name(strings, at) for tag, at in self._dynamic if tag == DT_NEEDED),
             search=tuple(filter(None, search.split(":"))),
             segments=self._segments,
+            code=joined([Range(row[3], row[3] + row[5]) for row in self._sections if row[2] & SHF_EXECINSTR]),
             linked=joined([self._headers, *self._tables(), *self._relocated(words)]),
             constructors=tuple(self._constructors(words)),
         )

@@ -18,7 +18,7 @@ from converter.prediction.python_imports import PythonImports
 from converter.prediction.python_layout import python_layout
 
 #: A library up to this size is read as a whole; a larger one where it is linked, and where its constructors run.
-WHOLE_LIBRARY_BYTES: Final = 8 << 20
+WHOLE_LIBRARY_BYTES: Final = 12 << 20
 _LIBRARIES: Final = ("/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib")
 _MULTIARCH: Final = ("x86_64-linux-gnu", "aarch64-linux-gnu")
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "ash"})

@@ -179,7 +179,9 @@ class Replay:
 
     def _hold_fill(self, image: Image) -> None:
         quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
-        self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), at_most_s=START_S, quiet_s=quiet_s)
+        digests = [ref.digest for ref in image.hint.layers]
+        around = image.source == PREDICTION
+        self._node.governor.hold_fill(digests, at_most_s=START_S, quiet_s=quiet_s, around=around)
 
     async def watch(self, image: Image) -> None:
         """Wait for the layers to be used; when nothing has happened for a while, stop what nobody waits for."""

@@ -66,15 +66,20 @@ class Decoded:
 
 
 class DecodePool:
-    """Threads that decompress, verify and write frames; the interpreter's lock is free during all three."""
+    """Threads that decompress, verify and write frames; the interpreter's lock is free during all three.
+
+    As many again are for what readers wait for: behind the megabytes of a replay they would wait as long again.
+    """
 
     def __init__(self, workers: int) -> None:
-        self._executor = ThreadPoolExecutor(workers or len(os.sched_getaffinity(0)), "decode")
+        workers = workers or len(os.sched_getaffinity(0))
+        self._executor = ThreadPoolExecutor(workers, "decode")
+        self._urgent = ThreadPoolExecutor(workers, "decode-urgent")
         self._local = threading.local()
 
-    async def decode(self, batch: Sequence[tuple[Piece, Data]]) -> Decoded:
+    async def decode(self, batch: Sequence[tuple[Piece, Data]], *, urgent: bool) -> Decoded:
         """Bring a batch into its layer files. Does not mark the frames present: that is the event loop's."""
-        return await self._in_worker(self._decode, batch)
+        return await self._in_worker(self._urgent if urgent else self._executor, self._decode, batch)
 
     def _decode(self, batch: Sequence[tuple[Piece, Data]]) -> Decoded:
         result = Decoded()
@@ -94,11 +99,13 @@ class DecodePool:
 
     async def copy(self, batch: Sequence[Local]) -> Decoded:
         """Bring frames that other layers hold into their layer; those that are not what they should be are wrong."""
-        return await self._in_worker(self._copy, batch)
+        return await self._in_worker(self._executor, self._copy, batch)
 
-    async def _in_worker(self, work: Callable[[Any], Decoded], batch: Sequence[Any]) -> Decoded:
+    async def _in_worker(
+        self, executor: ThreadPoolExecutor, work: Callable[[Any], Decoded], batch: Sequence[Any]
+    ) -> Decoded:
         """Cancelled or not, it returns only when the worker has: the caller may close the layer file after it."""
-        done = asyncio.get_running_loop().run_in_executor(self._executor, work, batch)
+        done = asyncio.get_running_loop().run_in_executor(executor, work, batch)
         try:
             return await asyncio.shield(done)
         except asyncio.CancelledError:
@@ -128,3 +135,4 @@ class DecodePool:
     def close(self) -> None:
         """Wait for what is under way, then end the threads."""
         self._executor.shutdown()
+        self._urgent.shutdown()

@@ -46,10 +46,14 @@ START_S = 30.0
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """An image whose fill waits for its start; times of the monotonic clock."""
+    """An image whose fill waits for its start; times of the monotonic clock.
+
+    With ``around`` what lies around a fault does not wait: of this start, not all reads are known.
+    """
 
     deadline: float
     quiet_s: float
+    around: bool = False
     last_read: float | None = None
 
 
@@ -171,13 +175,13 @@ class Governor:
         self._queues[layer.digest].filling = True
         self._pump()
 
-    def hold_fill(self, digests: Iterable[str], *, at_most_s: float, quiet_s: float) -> Hold:
+    def hold_fill(self, digests: Iterable[str], *, at_most_s: float, quiet_s: float, around: bool = False) -> Hold:
         """Leave the link and the processors to a start whose reads are known, or may be in a moment.
 
         Ends when the layers have been read and then not for ``quiet_s``, or after ``at_most_s``. A layer that is held
         for longer by another image stays so.
         """
-        hold = Hold(time.monotonic() + at_most_s, quiet_s)
+        hold = Hold(time.monotonic() + at_most_s, quiet_s, around)
         for digest in digests:
             if digest not in self._holds or self._holds[digest].deadline < hold.deadline:
                 self._holds[digest] = hold
@@ -190,9 +194,10 @@ class Governor:
             del self._holds[digest]
         self._pump()
 
-    def _is_held(self, digest: str, now: float) -> bool:
+    def _is_held(self, digest: str, now: float, *, around: bool = False) -> bool:
+        """Whether an image's fill waits, or ``around`` its faults."""
         hold = self._holds.get(digest)
-        if hold is None:
+        if hold is None or (around and hold.around):
             return False
         if now < hold.deadline and (hold.last_read is None or now - hold.last_read < hold.quiet_s):
             return True
@@ -232,7 +237,12 @@ class Governor:
     def _has_prefetch_room(self) -> bool:
         """Many short requests at a time: what counts is the bytes on their way, since each pays a round trip."""
         few = self._active[Priority.PREFETCH] < self._config.prefetch_streams
-        return few and self._prefetching_bytes < self._config.prefetch_bytes
+        return few and self._prefetching_bytes < self._prefetch_limit()
+
+    def _prefetch_limit(self) -> int:
+        """Fewer bytes while readers wait for what no profile named: they stand behind what is on its way."""
+        busy = time.monotonic() < self._busy_until
+        return self._config.busy_prefetch_bytes if busy else self._config.prefetch_bytes
 
     def _fill_limits(self) -> tuple[int, int]:
         now = time.monotonic()
@@ -271,7 +281,7 @@ class Governor:
     def _next_hint(self) -> Run | None:
         if not self._disk_allows_fill():
             return None
-        runs = (queue.take_hint_run(self._config.hint_run_bytes) for queue in self._filling())
+        runs = (queue.take_hint_run(self._config.hint_run_bytes) for queue in self._filling(around=True))
         return next((run for run in runs if run is not None), None)
 
     def _next_fill(self, run_bytes: int) -> Run | None:
@@ -280,11 +290,11 @@ class Governor:
         runs = (queue.take_fill_run(run_bytes) for queue in self._filling())
         return next((run for run in runs if run is not None), None)
 
-    def _filling(self) -> list[LayerQueue]:
+    def _filling(self, *, around: bool = False) -> list[LayerQueue]:
         now = time.monotonic()
         wanted = [queue for queue in self._queues.values() if queue.filling]
         free = [queue for queue in wanted if self._blocked_until.get(queue.layer.digest, 0.0) <= now]
-        ready = [queue for queue in free if not self._is_held(queue.layer.digest, now)]
+        ready = [queue for queue in free if not self._is_held(queue.layer.digest, now, around=around)]
         if len(ready) < len(free):
             self._pump_after(HOLD_CHECK_S)
         return ready
@@ -293,7 +303,8 @@ class Governor:
         while self._prefetch:
             (digest, number), place = next(iter(self._prefetch.items()))
             if place is not None and place.pack.usable:
-                if packed := take_packed(self._prefetch, self._queues, self._config.run_bytes):
+                run_bytes = min(self._config.run_bytes, self._prefetch_limit())
+                if packed := take_packed(self._prefetch, self._queues, run_bytes):
                     self._start_packed(packed)
                     return True
             elif run := self._next_prefetch(digest, number):

@@ -203,7 +203,8 @@ class Transfers:
         ]
         if not absent:
             return Decoded()
-        decoded = await self._decoders.decode(absent)
+        urgent = any(piece.frame.number in piece.queue.waiters for piece, _ in absent)
+        decoded = await self._decoders.decode(absent, urgent=urgent)
         for piece in decoded.written:
             self._arrived(*piece)
         return decoded
@@ -222,18 +223,24 @@ class BatchDecoder:
         return self
 
     async def add(self, piece: Piece, data: Data, *, at_once: bool) -> None:
-        """Take a frame; waits while too many batches are under way. Raises OSError from an earlier batch."""
-        self._batch.append((piece, data))
-        self._batch_bytes += piece.frame.length
-        if at_once or self._batch_bytes >= BATCH_BYTES:
-            self._submit()
+        """Take a frame, `at_once` by itself; waits while too many are under way. Raises OSError from an earlier one."""
+        if at_once:
+            self._submit([(piece, data)])
+        else:
+            self._batch.append((piece, data))
+            self._batch_bytes += piece.frame.length
+            if self._batch_bytes >= BATCH_BYTES:
+                self._submit_batch()
         while len(self._pending) >= PENDING_BATCHES:
             await self._wait(asyncio.FIRST_COMPLETED)
 
-    def _submit(self) -> None:
+    def _submit_batch(self) -> None:
         if self._batch:
             batch, self._batch, self._batch_bytes = self._batch, [], 0
-            self._pending.add(asyncio.ensure_future(self._decode(batch)))
+            self._submit(batch)
+
+    def _submit(self, batch: Batch) -> None:
+        self._pending.add(asyncio.ensure_future(self._decode(batch)))
 
     async def settled(self) -> None:
         """Wait for all that is under way now."""
@@ -249,7 +256,7 @@ class BatchDecoder:
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """A batch that a worker has begun is always waited for: nobody else may touch its part of the layer file."""
         if kind is None:
-            self._submit()
+            self._submit_batch()
         interrupted: BaseException | None = None
         while self._pending:
             try:

@@ -32,12 +32,14 @@ _RECORDING = "[profiles]\nwindow_s = 3000.0\n"
 class Prepared:
     """References in the registry; `layout` is the converted image on this disk.
 
-    `profiled`, `along` and `touched` need a profile; `rivals` are other snapshotters' own, by their names.
+    `profiled`, `along` and `touched` need a recorded start, `predicted` does without; `rivals` are other snapshotters'
+    own, by their names.
     """
 
     layout: Layout
     plain: str
     converted: str
+    predicted: str = ""
     profiled: str = ""
     along: str = ""
     touched: Touched | None = None
@@ -135,6 +137,15 @@ def learn(
         with full_rate(bench):
             _fastpull("profile", "pack", "--plain-http", bench.registry.host, reference)
     return replace(prepared, profiled=profiled, along=cut, touched=touched)
+
+
+def foretell(bench: Bench, setting: Setting, prepared: Prepared) -> Prepared:
+    """The converted image once more, with a prediction beside it."""
+    setting.say("predicting a start")
+    with full_rate(bench):
+        predicted = bench.push(prepared.converted, "bench/predicted:1")
+        _fastpull("profile", "predict", "--plain-http", bench.registry.host, predicted)
+    return replace(prepared, predicted=predicted)
 
 
 def _cut(bench: Bench, setting: Setting, prepared: Prepared, touched: Touched) -> str:

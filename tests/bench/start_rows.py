@@ -11,12 +11,21 @@ from tests.bench.trials import Trial
 
 MB, MIB = 1e6, 1 << 20
 LOCAL_WARM, LOCAL_COLD = "overlayfs local, warm", "overlayfs local, cold"
-OURS = ("fastpull", "fastpull-profile", "fastpull-packed", "fastpull-along", "fastpull-along-packed")
+OURS = (
+    "fastpull",
+    "fastpull-predicted",
+    "fastpull-profile",
+    "fastpull-packed",
+    "fastpull-along",
+    "fastpull-along-packed",
+)
 # (mode, base, target) of the time to ready; the bases are measured in the same run.
 _READY = (
     ("fastpull", "limit", Target(at_most=2)),
     ("fastpull", "overlayfs", Target(at_most=1 / 8)),
     ("fastpull", "overlayfs-pigz", None),
+    ("fastpull-predicted", "limit", Target(at_most=2)),
+    ("fastpull-predicted", "overlayfs", Target(at_most=1 / 8)),
     ("fastpull-profile", "limit", Target(at_most=1.25)),
     ("fastpull-profile", LOCAL_COLD, Target(at_most=1)),
     ("fastpull-profile", "overlayfs", Target(at_most=1 / 14)),

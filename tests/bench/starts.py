@@ -10,7 +10,7 @@ from fastpull.demo.image import Layout
 from tests.bench import rivals, steady, trials
 from tests.bench.images import demo_server_image, imports_image, torch_image
 from tests.bench.next_version import NextVersion
-from tests.bench.prepare import Prepared, laboratory, learn, push, push_rivals
+from tests.bench.prepare import Prepared, foretell, laboratory, learn, push, push_rivals
 from tests.bench.setting import Setting
 from tests.bench.start_rows import StartRows
 from tests.bench.table import Row
@@ -27,6 +27,7 @@ MODES = (
     "overlayfs",
     "overlayfs-pigz",
     "fastpull",
+    "fastpull-predicted",
     "fastpull-profile",
     "fastpull-packed",
     "fastpull-along",
@@ -38,7 +39,7 @@ MODES = (
 )
 _PACKED = frozenset({"fastpull-packed", "fastpull-along-packed"})
 _ALONG = frozenset({"fastpull-along", "fastpull-along-packed"})
-_LEARNT = _PACKED | _ALONG | {"fastpull-profile"}
+_LEARNT = _PACKED | _ALONG | {"fastpull-predicted", "fastpull-profile"}
 
 
 class ServerStarts:
@@ -65,6 +66,8 @@ class ServerStarts:
             if any(map(setting.wants, _LEARNT | {"fastpull"})):
                 along, packs = (any(map(setting.wants, names)) for names in (_ALONG, _PACKED))
                 prepared = learn(bench, setting, prepared, self.workload(), along=along, packs=packs)
+            if setting.wants("fastpull-predicted"):
+                prepared = foretell(bench, setting, prepared)
             done = list(self._trials(bench, setting, prepared))
             more = list(self._more(bench, setting, prepared))
         title = f"{self.letter} {self.name} ({setting.shape})"
@@ -90,6 +93,8 @@ def all_modes(prepared: Prepared) -> list[Mode]:
     if shutil.which("unpigz"):
         modes.append(_full("overlayfs-pigz", prepared.plain, {}))
     modes += [_lazy("fastpull", prepared.converted), _lazy("eager", prepared.converted, eager)]
+    if prepared.predicted:
+        modes.append(_lazy("fastpull-predicted", prepared.predicted))
     for name, packed, reference in (
         ("fastpull-profile", "fastpull-packed", prepared.profiled),
         ("fastpull-along", "fastpull-along-packed", prepared.along),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -73,7 +74,9 @@ async def test_a_node_that_shares_what_it_records_records_in_spite_of_a_predicti
         assert (status.source, status.recording) == ("prediction", True)
         found = await fetcher.profiles.stop(image.manifest)
         assert found is not None and found.ranges() == profile.ranges()
-        assert await referrers.listed(fetcher.client, image.origin, image.manifest)
+        async with asyncio.timeout(10):
+            while not await referrers.listed(fetcher.client, image.origin, image.manifest):
+                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("way", ["switched off", "malformed"])

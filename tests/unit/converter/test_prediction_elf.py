@@ -18,6 +18,7 @@ from tests.unit.converter.image_trees import Layer, Link, image, this_machine
 
 TEXT, DATA = 0x1000, 0x401000  # addresses
 TEXT_BYTES, DATA_BYTES = 2 << 20, 64 << 10
+CODE_BYTES = 0x180000  # of the text; constants follow
 DATA_AT = TEXT + TEXT_BYTES  # in the file
 NAMES = b"\0.ctors\0.names\0"
 X86, ARM = 62, 183
@@ -56,6 +57,7 @@ def library(
     sections = [
         struct.pack("<IIQQQQIIQQ", 1, 1, 3, DATA + 0xA000, DATA_AT + 0xA000, 8 * len(ctors), 0, 0, 8, 8),
         struct.pack("<IIQQQQIIQQ", 8, 3, 0, 0, DATA_AT + 0xF000, len(NAMES), 0, 0, 1, 0),
+        struct.pack("<IIQQQQIIQQ", 0, 1, 6, TEXT, TEXT, CODE_BYTES, 0, 0, 16, 0),
         struct.pack("<IIQQQQIIQQ", 0, 3, 2, DATA + 0x1000, DATA_AT + 0x1000, len(strings), 0, 0, 1, 0),
     ]
     segments = [
@@ -113,14 +115,13 @@ def test_constructors_are_followed_over_calls_to_constants(table: str) -> None:
     first, called, jumped, constant = 0x2000, 0x100000, 0x140000, 0x1C0000
     code = {
         first: b"\x55" + call(first + 1, called),
-        called: call(called, jumped, 0xE9),
-        jumped: address_of(jumped, constant),
+        called: call(called, jumped, 0xE9) + address_of(called + 5, 0xA0000) + address_of(called + 12, constant),
     }
-    code[called] += address_of(called + 5, constant)
     data = library(code=code, **{table: (first, 0x81000)})  # type: ignore[arg-type]
     ranges = reached(parsed(data), partial(reader, data))
     assert [covers(ranges, place) for place in (first, 0x81000, called, jumped, constant)] == [True] * 5
     assert not covers(ranges, 0x60000)
+    assert not covers(ranges, 0xA0000)  # its address is taken
     assert sum(end - start for start, end in ranges) < 6 * (64 << 10)
 
 
@@ -158,7 +159,7 @@ def test_libraries_are_loaded_with_those_they_need() -> None:
 
 
 def test_a_large_library_is_read_in_part() -> None:
-    big = library(constructors=(0x2000,)) + bytes(8 << 20)
+    big = library(constructors=(0x2000,)) + bytes(12 << 20)
     reaches = predict(image({"big": big}), Command(words=("/big",)))
     assert 0 < sum(reach.length for reach in reaches) < 512 << 10
     ends = [(reach.offset, reach.offset + reach.length) for reach in reaches]
