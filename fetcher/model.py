@@ -65,7 +65,7 @@ class GovernorConfig:
     fault_streams: int = 16  # concurrent range requests for waiting readers, beside those
     prefetch_streams: int = 32  # concurrent range requests of a profile's replay, mostly short ones
     prefetch_bytes: int = 8 << 20  # compressed bytes they may ask for at a time
-    busy_prefetch_bytes: int = 1 << 20  # the same while readers wait for what no profile named
+    busy_prefetch_bytes: int = 1 << 20  # while readers wait for what no profile named; more where the link holds more
     readahead_bytes: int = 8 << 20  # compressed bytes fed ahead of a sequential reader at most
     decode_workers: int = 0  # threads that decompress and verify; 0: one per processor
     fault_deadline_s: float = 120.0  # a reader waits this long for sources that fail before its read fails with EIO

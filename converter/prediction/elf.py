@@ -206,6 +206,24 @@ def joined(ranges: Sequence[Range]) -> tuple[Range, ...]:
     return tuple(found)
 
 
+def without(ranges: Sequence[Range], taken: Sequence[Range]) -> tuple[Range, ...]:
+    """What is in `ranges` and not in `taken`; both are joined."""
+    found: list[Range] = []
+    left = list(reversed(taken))
+    for start, end in ranges:
+        while left and left[-1].start < end:
+            if left[-1].end > start:
+                if start < left[-1].start:
+                    found.append(Range(start, left[-1].start))
+                start = max(start, left[-1].end)
+            if left[-1].end > end:
+                break
+            left.pop()
+        if start < end:
+            found.append(Range(start, end))
+    return tuple(found)
+
+
 def _name(strings: bytes, at: int) -> str:
     return _text(strings[at : strings.index(b"\0", at)])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Final, NamedTuple, Protocol
 
 from converter.prediction.files import File, ImageFiles
@@ -29,8 +30,8 @@ class Readers(Protocol):
     def load(self, file: File) -> None:
         """A shared library, with those it needs."""
 
-    def may_load(self, pattern: str) -> None:
-        """Shared libraries with such a name, wherever they are."""
+    def may_load(self, pattern: str, directory: str) -> None:
+        """A shared library with such a name, somewhere below the directory."""
 
 
 class _Origin(NamedTuple):
@@ -52,6 +53,13 @@ class _Module:
     directories: tuple[str, ...] = ()
     source: Source | None = field(default=None, repr=False)
     scope: _Scope = field(default_factory=dict, repr=False)
+
+    @property
+    def site(self) -> str | None:
+        """The directory of `sys.path` that it was found in."""
+        if self.file is None:
+            return None
+        return str(PurePosixPath(self.file.path).parents[self.name.count(".") + bool(self.directories)])
 
     @property
     def is_extension(self) -> bool:
@@ -179,7 +187,8 @@ class PythonImports:
                 case ReadSources(directory):
                     self._read_sources(module, directory)
                 case LoadLibrary(pattern):
-                    self._readers.may_load(pattern)
+                    if (site := module.site) is not None:
+                        self._readers.may_load(pattern, site)
 
     def _execute_import(self, wanted: Import, scope: _Scope) -> Iterator[str]:
         yield from _chain(wanted.module)

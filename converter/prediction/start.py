@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from converter.prediction.constructors import reached
-from converter.prediction.elf import PAGE, Elf, Range, joined, parse_elf
+from converter.prediction.elf import PAGE, Elf, Range, joined, parse_elf, without
 from converter.prediction.files import File, ImageFiles
 from converter.prediction.python_imports import PythonImports
 from converter.prediction.python_layout import python_layout
@@ -68,7 +68,6 @@ def predict(files: ImageFiles, command: Command) -> list[Reach]:
     """
     start = _Start(files, command)
     start.follow(command.words)
-    start.load_named()
     return list(start.reaches())
 
 
@@ -76,23 +75,28 @@ class _Start:
     def __init__(self, files: ImageFiles, command: Command) -> None:
         self._files = files
         self._command = command
-        self._read: dict[tuple[int, int], File] = {}  # by place, which hard links share
-        self._ranges: dict[tuple[int, int], tuple[Range, ...]] = {}  # of those read in part
-        self._patterns: list[str] = []
+        self._reads: list[tuple[File, tuple[Range, ...]]] = []
+        self._known: set[tuple[int, int]] = set()  # files by their place, which hard links share
+        self._libraries: dict[str, list[File]] = {}  # below a directory
         self._commands = 0
 
     def reaches(self) -> Iterator[Reach]:
-        for place, file in self._read.items():
-            for start, end in self._ranges.get(place, (Range(0, file.size),)):
+        """What was read, in order."""
+        for file, ranges in self._reads:
+            for start, end in ranges:
                 yield Reach(file.layer, file.offset + start, min(end, file.size) - start)
 
-    def read(self, file: File) -> bool:
-        """A file is read as a whole; False if it was before."""
+    def _is_new(self, file: File) -> bool:
         place = (file.layer, file.offset)
-        if not file.size or place in self._read:
+        if not file.size or place in self._known:
             return False
-        self._read[place] = file
+        self._known.add(place)
         return True
+
+    def read(self, file: File) -> None:
+        """A file is read as a whole, if it was not before."""
+        if self._is_new(file):
+            self._reads.append((file, (Range(0, file.size),)))
 
     # Commands
 
@@ -169,37 +173,42 @@ class _Start:
     # Libraries
 
     def load(self, file: File) -> None:
-        """A program or library, its interpreter, and those it needs, breadth first as the dynamic linker does."""
+        """A program or library, its interpreter, and those it needs, breadth first as the dynamic linker does.
+
+        All are linked before the constructors of the first run, and those of a library after those that it needs.
+        """
         queue = [file]
+        linked: list[tuple[File, Elf]] = []
         search: list[str] = []
         for file in queue:
-            if not self.read(file):
+            if not self._is_new(file):
                 continue
-            read = partial(self._files.read, file)
-            elf = parse_elf(read)
+            elf = parse_elf(partial(self._files.read, file))
+            whole = elf is None or file.size <= WHOLE_LIBRARY_BYTES
+            self._reads.append(
+                (file, (Range(0, file.size),) if whole or elf is None else _pages(elf.linked, file.size))
+            )
             if elf is None:
                 continue
-            if file.size > WHOLE_LIBRARY_BYTES:
-                self._ranges[file.layer, file.offset] = _pages([*elf.linked, *reached(elf, read)], file.size)
+            if not whole:
+                linked.append((file, elf))
             if elf.interpreter and (interpreter := self._files.file(elf.interpreter)):
                 queue.append(interpreter)
             own = _own_search(elf, file)
             queue += filter(None, (self._library(name, [*own, *search]) for name in elf.needed))
             search += own
+        for file, elf in reversed(linked):
+            run = _pages(reached(elf, partial(self._files.read, file)), file.size)
+            self._reads.append((file, without(run, _pages(elf.linked, file.size))))
 
-    def may_load(self, pattern: str) -> None:
-        """Libraries with such a name beside one that was loaded, now or later."""
-        self._patterns.append(pattern)
-
-    def load_named(self) -> None:
-        """Load what `may_load` was told of: programs look for libraries where wheels put them, beside each other."""
-        directories = {posixpath.dirname(file.path) for file in self._read.values() if ".so" in file.path}
-        for path in (
-            f"{directory}/{name}" for directory in sorted(directories) for name in self._files.names(directory)
-        ):
-            named = any(fnmatchcase(posixpath.basename(path), pattern) for pattern in self._patterns)
-            if named and (file := self._files.file(path)) is not None:
+    def may_load(self, pattern: str, directory: str) -> None:
+        """The first library below a directory that has such a name."""
+        if directory not in self._libraries:
+            self._libraries[directory] = [file for file in self._files.walk(directory) if ".so" in file.path]
+        for file in self._libraries[directory]:
+            if fnmatchcase(posixpath.basename(file.path), pattern):
                 self.load(file)
+                return
 
     def _library(self, name: str, search: Sequence[str]) -> File | None:
         given = self._command.environment.get("LD_LIBRARY_PATH", "").split(":")

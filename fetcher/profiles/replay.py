@@ -86,10 +86,10 @@ class Replay:
         """The node's own profile, else the registry's or a prediction, into ``image``; until a deadline."""
         if self._config.replay and self._config.packs and self._lacks_bytes(image):
             image.pack = asyncio.ensure_future(self._pack(image))
-        image.profile, image.source = await self._local(image), "local"
-        if image.profile is None:
-            found = await self._look_up(image, lambda origin: self._remote(image, origin))
-            image.profile, image.source = found or (None, None)
+        if (local := await self._local(image)) is not None:
+            image.profile, image.source = local, "local"
+        elif (found := await self._look_up(image, lambda origin: self._remote(image, origin))) is not None:
+            image.profile, image.source = found
 
     def _lacks_bytes(self, image: Image) -> bool:
         layers = [self._node.layer(ref.digest) for ref in image.hint.layers]
@@ -179,9 +179,7 @@ class Replay:
 
     def _hold_fill(self, image: Image) -> None:
         quiet_s = WARM_QUIET_S if self._config.warm and self._node.tells_readers else QUIET_S
-        digests = [ref.digest for ref in image.hint.layers]
-        around = image.source == PREDICTION
-        self._node.governor.hold_fill(digests, at_most_s=START_S, quiet_s=quiet_s, around=around)
+        self._node.governor.hold_fill((ref.digest for ref in image.hint.layers), at_most_s=START_S, quiet_s=quiet_s)
 
     async def watch(self, image: Image) -> None:
         """Wait for the layers to be used; when nothing has happened for a while, stop what nobody waits for."""

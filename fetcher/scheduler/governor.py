@@ -40,20 +40,18 @@ QUIET_S = 2.0
 HOLD_CHECK_S = 0.25
 #: An image that can be here in this time is fetched whole.
 SHORT_S = 3.0
+#: Bandwidth times delay, so often, keeps a link busy.
+LINKS_FULL = 1.5
 #: The longest that a start keeps the fill waiting: what always waits for reads is to become local, too.
 START_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """An image whose fill waits for its start; times of the monotonic clock.
-
-    With ``around`` what lies around a fault does not wait: of this start, not all reads are known.
-    """
+    """An image whose fill waits for its start; times of the monotonic clock."""
 
     deadline: float
     quiet_s: float
-    around: bool = False
     last_read: float | None = None
 
 
@@ -175,13 +173,13 @@ class Governor:
         self._queues[layer.digest].filling = True
         self._pump()
 
-    def hold_fill(self, digests: Iterable[str], *, at_most_s: float, quiet_s: float, around: bool = False) -> Hold:
+    def hold_fill(self, digests: Iterable[str], *, at_most_s: float, quiet_s: float) -> Hold:
         """Leave the link and the processors to a start whose reads are known, or may be in a moment.
 
         Ends when the layers have been read and then not for ``quiet_s``, or after ``at_most_s``. A layer that is held
         for longer by another image stays so.
         """
-        hold = Hold(time.monotonic() + at_most_s, quiet_s, around)
+        hold = Hold(time.monotonic() + at_most_s, quiet_s)
         for digest in digests:
             if digest not in self._holds or self._holds[digest].deadline < hold.deadline:
                 self._holds[digest] = hold
@@ -194,10 +192,9 @@ class Governor:
             del self._holds[digest]
         self._pump()
 
-    def _is_held(self, digest: str, now: float, *, around: bool = False) -> bool:
-        """Whether an image's fill waits, or ``around`` its faults."""
+    def _is_held(self, digest: str, now: float) -> bool:
         hold = self._holds.get(digest)
-        if hold is None or (around and hold.around):
+        if hold is None:
             return False
         if now < hold.deadline and (hold.last_read is None or now - hold.last_read < hold.quiet_s):
             return True
@@ -240,9 +237,16 @@ class Governor:
         return few and self._prefetching_bytes < self._prefetch_limit()
 
     def _prefetch_limit(self) -> int:
-        """Fewer bytes while readers wait for what no profile named: they stand behind what is on its way."""
-        busy = time.monotonic() < self._busy_until
-        return self._config.busy_prefetch_bytes if busy else self._config.prefetch_bytes
+        """Bytes on their way; not many more than the link holds while readers wait for what no profile named.
+
+        What is on its way beyond that stands in a queue somewhere, and a fault's bytes behind it.
+        """
+        most = self._config.prefetch_bytes
+        if time.monotonic() >= self._busy_until:
+            return most
+        meter = self._transfers.meter
+        held = meter.best_bytes_per_s * meter.least_latency_s if meter.best_bytes_per_s else 0.0
+        return min(most, max(self._config.busy_prefetch_bytes, int(LINKS_FULL * min(held, most))))
 
     def _fill_limits(self) -> tuple[int, int]:
         now = time.monotonic()
@@ -281,7 +285,7 @@ class Governor:
     def _next_hint(self) -> Run | None:
         if not self._disk_allows_fill():
             return None
-        runs = (queue.take_hint_run(self._config.hint_run_bytes) for queue in self._filling(around=True))
+        runs = (queue.take_hint_run(self._config.hint_run_bytes) for queue in self._filling())
         return next((run for run in runs if run is not None), None)
 
     def _next_fill(self, run_bytes: int) -> Run | None:
@@ -290,11 +294,11 @@ class Governor:
         runs = (queue.take_fill_run(run_bytes) for queue in self._filling())
         return next((run for run in runs if run is not None), None)
 
-    def _filling(self, *, around: bool = False) -> list[LayerQueue]:
+    def _filling(self) -> list[LayerQueue]:
         now = time.monotonic()
         wanted = [queue for queue in self._queues.values() if queue.filling]
         free = [queue for queue in wanted if self._blocked_until.get(queue.layer.digest, 0.0) <= now]
-        ready = [queue for queue in free if not self._is_held(queue.layer.digest, now, around=around)]
+        ready = [queue for queue in free if not self._is_held(queue.layer.digest, now)]
         if len(ready) < len(free):
             self._pump_after(HOLD_CHECK_S)
         return ready

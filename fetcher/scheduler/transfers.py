@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
@@ -50,6 +51,7 @@ class Meter:
 
     bytes: dict[Priority, int] = field(default_factory=lambda: dict.fromkeys(Priority, 0))
     best_bytes_per_s: float = 0.0  # of any half second
+    least_latency_s: float = math.inf  # from a request to its answer
     _window: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, priority: Priority, count: int) -> None:
@@ -139,10 +141,12 @@ class Transfers:
     async def _stream(self, run: Run, frames: list[Frame], origin: Origin, queue: LayerQueue) -> None:
         """One range request, its frames decoded as they come whole."""
         offset, size = frames[0].offset, frames[-1].offset + frames[-1].size - frames[0].offset
+        asked = time.monotonic()
         async with (
             BatchDecoder(partial(self._decode, origin)) as decoder,
             self._client.read_blob(origin, run.layer.digest, offset=offset, length=size) as chunks,
         ):
+            self.meter.least_latency_s = min(self.meter.least_latency_s, time.monotonic() - asked)
             pieces = [Piece(queue, frame) for frame in frames]
             async with aclosing(self._received(chunks, pieces, decoder, run.priority)) as progress:
                 async for received in progress:

@@ -79,6 +79,33 @@ def test_recorded_pushed_replayed_and_converted_along(fastpull: CommandLine, tmp
     assert "has no profile" in missing.stderr
 
 
+def test_predicted_replayed_and_recorded_in_spite_of_it(fastpull: CommandLine, tmp_path: Path) -> None:
+    image = fastpull.push_converted(extra=64 * MIB)
+    file = tmp_path / "app.profile"
+    fastpull("profile", "predict", "--output", str(file), image)
+    assert "has no profile" in fastpull("profile", "show", *run_dir(fastpull), image, status=3).stderr
+    assert "attached" in fastpull("profile", "predict", image).stderr
+    predicted = shown(fastpull, image)
+    assert predicted.reads == decode_profile(file.read_bytes()).reads
+    assert "(predicted)" in fastpull("profile", "show", *run_dir(fastpull), image).stdout
+    fastpull("run", "--cold", *run_dir(fastpull), "--benchmark-mode", "completion", HOST, image, "true")
+    (row,) = json.loads(fastpull("profile", "list", "--json", *run_dir(fastpull)).stdout)
+    assert (row["source"], row["recording"], row["stored"]) == ("prediction", False, False)
+    assert row["frames_prefetched"] > 0
+
+    # What it named is what a start reads of the shell and its libraries.
+    fastpull("profile", "record", "--cold", *run_dir(fastpull), HOST, image, "true")
+    seen = shown(fastpull, image)
+    ranges = [(read.layer, read.offset, read.end) for read in predicted.reads]
+    inside = [
+        read.length
+        for read in seen.reads
+        if any(layer == read.layer and start <= read.offset < end for layer, start, end in ranges)
+    ]
+    assert sum(inside) > 0.5 * seen.touched_bytes
+    assert "removed 1" in fastpull("profile", "rm", "--registry", *run_dir(fastpull), image).stderr
+
+
 def downloads(fastpull: CommandLine, image: str) -> float:
     """What `show` says a start downloads, as a share of the image."""
     table = fastpull("profile", "show", *run_dir(fastpull), image).stdout

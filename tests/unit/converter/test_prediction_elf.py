@@ -1,10 +1,11 @@
 """Which libraries a program needs, and what of them is read."""
 
+import posixpath
 import shutil
 import struct
 import subprocess
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from converter.prediction.constructors import reached
-from converter.prediction.elf import PAGE, Elf, Range, joined, parse_elf
+from converter.prediction.elf import PAGE, Elf, Range, joined, parse_elf, without
 from converter.prediction.start import Command, predict
 from tests.unit.converter.image_trees import Layer, Link, image, this_machine
 
@@ -162,8 +163,19 @@ def test_a_large_library_is_read_in_part() -> None:
     big = library(constructors=(0x2000,)) + bytes(12 << 20)
     reaches = predict(image({"big": big}), Command(words=("/big",)))
     assert 0 < sum(reach.length for reach in reaches) < 512 << 10
-    ends = [(reach.offset, reach.offset + reach.length) for reach in reaches]
+    ends = sorted((reach.offset, reach.offset + reach.length) for reach in reaches)
     assert all(end <= start for (_, end), (start, _) in pairwise(ends))
+
+
+def test_all_are_linked_before_the_first_constructor_runs() -> None:
+    def large(*needed: str) -> bytes:
+        return library(*needed, search="/lib", constructors=(0x2000,)) + bytes(12 << 20)
+
+    files = image({"lib/a.so": large("b.so"), "lib/b.so": large("c.so"), "lib/c.so": large()})
+    places = {file.offset: posixpath.basename(file.path)[0] for file in files.walk("/")}
+    reaches = predict(files, Command(words=("/lib/a.so",)))
+    order = [places[max(place for place in places if place <= reach.offset)] for reach in reaches]
+    assert [name for name, _ in groupby(order)] == ["a", "b", "c", "b", "a"]  # c, linked last, runs first
 
 
 @pytest.mark.skipif(shutil.which("ldd") is None, reason="this machine has no ldd")
@@ -184,6 +196,19 @@ def test_what_this_machines_linker_loads_is_predicted() -> None:
 def test_ranges_are_joined_where_they_touch() -> None:
     ranges = [Range(4, 6), Range(0, 2), Range(2, 3), Range(5, 9), Range(7, 8), Range(10, 10)]
     assert joined(ranges) == (Range(0, 3), Range(4, 9))
+
+
+_RANGES = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 8))).map(
+    lambda found: joined([Range(start, start + length) for start, length in found])
+)
+
+
+@given(_RANGES, _RANGES)
+def test_one_without_another(ranges: tuple[Range, ...], taken: tuple[Range, ...]) -> None:
+    def places(found: tuple[Range, ...]) -> list[int]:
+        return [place for start, end in found for place in range(start, end)]
+
+    assert places(without(ranges, taken)) == [place for place in places(ranges) if place not in places(taken)]
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh", b"\x7fELF\x01\x01" + bytes(60), b"\x7fELF\x02\x01"])

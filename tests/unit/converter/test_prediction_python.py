@@ -154,14 +154,16 @@ def test_extensions_are_preferred_and_the_modules_they_name_are_imported() -> No
     assert read_by("import fast", layer) == ["fast.cpython-311-x86_64-linux-gnu.so", "p/__init__.py", "p/q.abi3.so"]
 
 
-def test_a_library_that_is_loaded_by_name_is_looked_for_beside_those_that_were_loaded() -> None:
-    layer = {
-        "app/libs/q.abi3.so": b"q",
-        "app/libs/libgpu.so.13": b"gpu",
-        "app/libs/libcpu.so.13": b"cpu",
-        "app/elsewhere/libgpu.so.13": b"gpu",
+def test_a_library_that_is_loaded_by_name_is_found_where_the_module_is_from() -> None:
+    layer: Layer = {
+        "app/t/__init__.py": "import t.load",
+        "app/t/load.py": "LIBS = [('gpu', 'libgpu.so.*[0-9]'), 'libabsent.so']",
+        "app/wheels/gpu/libgpu.so.13": b"gpu",
+        "app/wheels/gpu2/libgpu.so.13": b"gpu",
+        "app/wheels/gpu/libcpu.so.13": b"cpu",
+        "elsewhere/libabsent.so": b"absent",
     }
-    assert read_by("load('libgpu.so.*[0-9]')\nfrom libs import q", layer) == ["libs/q.abi3.so", "libs/libgpu.so.13"]
+    assert read_by("import t", layer) == ["t/__init__.py", "t/load.py", "wheels/gpu/libgpu.so.13"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Whose fill waits for whose start."""
 
+import math
 import random
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from fetcher.layers.layer import Layer
 from fetcher.model import GovernorConfig
 from fetcher.registry import RegistryClient, RegistryConfig
-from fetcher.scheduler.governor import BUSY_S, SHORT_S, Governor
+from fetcher.scheduler.governor import BUSY_S, LINKS_FULL, SHORT_S, Governor
 from tests.harness.layers import make_layer
 
 
@@ -40,3 +41,17 @@ async def test_an_image_that_can_be_here_in_a_moment_is_filled_during_its_start(
         governor.meter.best_bytes_per_s = 1.1 * layer.absent_bytes / SHORT_S
         assert governor._fill_limits() == (config.streams, config.hint_run_bytes)
     layer.close()
+
+
+async def test_less_is_on_its_way_while_readers_wait_but_as_much_as_the_link_holds() -> None:
+    config = GovernorConfig()
+    async with Governor(RegistryClient(RegistryConfig()), config, on_complete=lambda _: None) as governor:
+        assert governor._prefetch_limit() == config.prefetch_bytes
+        governor._busy_until = time.monotonic() + 60
+        assert governor._prefetch_limit() == config.busy_prefetch_bytes
+        governor.meter.best_bytes_per_s, governor.meter.least_latency_s = 125e6, 0.005
+        assert governor._prefetch_limit() == config.busy_prefetch_bytes
+        governor.meter.least_latency_s = 0.02
+        assert governor._prefetch_limit() == int(LINKS_FULL * 125e6 * 0.02)
+        governor.meter.least_latency_s = math.inf
+        assert governor._prefetch_limit() == config.prefetch_bytes
