@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import dropwhile, groupby, takewhile
 from typing import Final, NamedTuple
 
 from converter.prediction.constructors import reached
@@ -23,9 +24,12 @@ _LIBRARIES: Final = ("/lib", "/usr/lib", "/lib64", "/usr/lib64", "/usr/local/lib
 _MULTIARCH: Final = ("x86_64-linux-gnu", "aarch64-linux-gnu")
 _SHELLS: Final = frozenset({"sh", "bash", "dash", "ash"})
 #: Programs that execute the rest of their arguments. What is before it is recognised by a dash or an equals sign.
-_LAUNCHERS: Final = frozenset({"env", "exec", "tini", "dumb-init", "nohup", "nice", "catatonit"})
+_LAUNCHERS: Final = frozenset({"env", "tini", "dumb-init", "nohup", "nice", "catatonit"})
 _ASSIGNMENT: Final = re.compile(r"\w+=")
+#: What may stand before a simple command.
+_KEYWORDS: Final = frozenset({"exec", "if", "then", "elif", "else", "while", "until", "do", "!", "{", "time"})
 _MAX_COMMANDS: Final = 32
+_MAX_SCRIPT: Final = 1 << 20
 
 
 class Reach(NamedTuple):
@@ -102,12 +106,10 @@ class _Start:
 
     def follow(self, words: Sequence[str]) -> None:
         """One command, and those it executes."""
+        path = self._executable(words[0]) if words else None
+        if path is None or self._commands >= _MAX_COMMANDS:
+            return
         self._commands += 1
-        if not words or self._commands > _MAX_COMMANDS:
-            return
-        path = self._executable(words[0])
-        if path is None:
-            return
         file = self._files.file(path)
         assert file is not None
         if shebang := _shebang(self._files.read(file, 0, 512)):
@@ -135,20 +137,21 @@ class _Start:
         return None
 
     def _shell(self, words: Sequence[str]) -> None:
-        """`sh -c COMMANDS`, or a script; one that ends in `"$@"` executes its arguments."""
-        options = [word for word in words if word.startswith("-")]
-        rest = [word for word in words if not word.startswith("-")]
+        """`sh -c COMMANDS`, or a script, with its arguments."""
+        options = list(takewhile(lambda word: word.startswith(("-", "+")), words))
+        rest = words[len(options) :]
         if not rest:
             return
         if any("c" in option for option in options if not option.startswith("--")):
-            for command in _shell_commands(rest[0]):
-                self.follow(command)
-            return
-        script = self._files.file(posixpath.join(self._command.directory, rest[0]))
-        if script is not None:
+            text = rest[0]
+        else:
+            script = self._files.file(posixpath.join(self._command.directory, rest[0]))
+            if script is None:
+                return
             self.read(script)
-            if b"$@" in self._files.read(script, 0, 1 << 20):
-                self.follow(rest[1:])
+            text = self._files.read(script, 0, _MAX_SCRIPT).decode(errors="surrogateescape")
+        for command in _shell_commands(text):
+            self.follow([word for part in command for word in (rest[1:] if part == "$@" else [part])])
 
     def _python(self, imports: PythonImports, words: Sequence[str]) -> None:
         words = list(words)
@@ -244,26 +247,18 @@ def _shebang(head: bytes) -> list[str]:
 
 def _launched(words: Sequence[str]) -> list[str]:
     """What is left of a launcher's words when its options and assignments are gone."""
-    rest = list(words)
-    while rest and (rest[0].startswith("-") or _ASSIGNMENT.match(rest[0])):
-        rest.pop(0)
-    return rest
+    return list(dropwhile(lambda word: word.startswith("-") or _ASSIGNMENT.match(word), words))
 
 
 def _shell_commands(text: str) -> Iterator[list[str]]:
-    """The simple commands of a shell's text, without assignments; what needs a shell to be told is left out."""
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=";&|\n()<>")
-    lexer.whitespace_split = True
-    command: list[str] = []
-    try:
-        for word in lexer:
-            if set(word) <= set(";&|()\n"):
-                yield _launched(command)
-                command = []
-            elif word == "exec" and not _launched(command):
-                continue
-            else:
-                command.append(word)
-    except ValueError:
-        return
-    yield _launched(command)
+    """The simple commands of a shell's text, in its order; what only a shell can tell is left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|()<>")
+        lexer.whitespace_split = True
+        try:
+            words = list(lexer)
+        except ValueError:  # a quotation that goes on in the next line
+            continue
+        for is_operator, part in groupby(words, lambda word: set(word) <= set(";&|()")):
+            if not is_operator:
+                yield list(dropwhile(lambda word: word in _KEYWORDS or _ASSIGNMENT.match(word), part))

@@ -176,6 +176,7 @@ def test_a_library_that_is_loaded_by_name_is_found_where_the_module_is_from() ->
         (["./tool", "serve"], ["tool", "p/__init__.py", "p/q.py"]),
         (["sh", "-c", "cd /app && A=b exec python3 main.py; true"], ["x.py"]),
         (["bash", "entry.sh", "python3", "main.py"], ["entry.sh", "x.py"]),
+        (["sh", "-e", "start.sh", "-c", "9"], ["start.sh", "x.py", "tool", "p/__init__.py", "p/q.py"]),
         (["./entry.sh", "env", "A=b", "python3", "main.py"], ["entry.sh", "x.py"]),
         (["tini", "-g", "--", "python3", "main.py"], ["x.py"]),
         (["python3"], []),
@@ -196,6 +197,7 @@ def test_commands(words: list[str], read: list[str]) -> None:
         "app/p/q.py": "# q",
         "app/tool": "#!/usr/bin/env python3\nfrom p.q import main\nmain()",
         "app/entry.sh": '#!/bin/bash\necho hello\nexec "$@"\n',
+        "app/start.sh": "# it's\nset -e\nif [ $1 ]; then A=1 python3 \\\n  main.py & fi\necho 'a\nb'\nexec ./tool $1\n",
         "bin": Link("usr/bin"),
     }
     assert read_by("import x", layer, *words, environment={"PATH": "/nowhere:/usr/bin"}) == read
