@@ -17,6 +17,7 @@ from converter.prediction.files import ImageFiles
 from converter.prediction.start import Command, predict
 from fastpull.image_view import fetch_index
 from fastpull.profile_target import Target
+from fetcher.profiles.document import MAX_ROWS
 from fetcher.profiles.profile import Profile, Read, coalesced
 from fetcher.registry import RegistryClient
 from layerformat.annotations import LayerRef
@@ -68,7 +69,7 @@ def _predict(
     if not reads:
         return None
     now = datetime.now(UTC).replace(microsecond=0)
-    return Profile(layers=target.diff_ids, reads=coalesced(reads), recorded_at=now, duration_ms=0)
+    return Profile(layers=target.diff_ids, reads=coalesced(reads)[:MAX_ROWS], recorded_at=now, duration_ms=0)
 
 
 @contextmanager

@@ -34,14 +34,12 @@ def reached(elf: Elf, read: ReadAt) -> tuple[Range, ...]:
     for length in (*_LOOKED_AT, 0):
         called: list[int] = []
         for function in functions:
-            segment = elf.segment(function)
-            if segment is None or not elf.is_code(function):
+            offset = elf.offset(function)
+            if offset is None or not elf.is_code(function):
                 continue
             pages.add(function // PAGE)
             if length and elf.machine == EM_X86_64:
-                offset = function - segment.address + segment.offset
-                code = read(offset, min(length, segment.offset + segment.size - offset))
-                for is_called, address in _references(code, function):
+                for is_called, address in _references(read(offset, length), function):
                     if not is_called and not elf.is_code(address):  # a function whose address is taken is not read
                         pages.add(address // PAGE)
                     elif is_called and address not in seen:
@@ -63,8 +61,6 @@ def _references(code: bytes, address: int) -> Iterator[tuple[bool, int]]:
 
 def _around(elf: Elf, pages: Iterable[int]) -> Iterator[Range]:
     for page in pages:
-        segment = elf.segment(page * PAGE)
-        if segment is not None:
-            offset = page * PAGE - segment.address + segment.offset
-            first, last = segment.offset, segment.offset + segment.size
-            yield Range(max(offset - _AROUND, first), min(offset + _AROUND, last))
+        offset = elf.offset(page * PAGE)
+        if offset is not None:
+            yield Range(max(offset - _AROUND, 0), offset + _AROUND)

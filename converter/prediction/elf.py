@@ -7,9 +7,10 @@ for accelerators run on.
 from __future__ import annotations
 
 import struct
+import sys
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -29,7 +30,7 @@ _DYNAMIC: Final = struct.Struct("<QQ")
 _RELOCATION_WORDS: Final = 3  # r_offset, r_info, r_addend
 PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
 DT_NULL, DT_NEEDED, DT_STRTAB, DT_RELA, DT_RELASZ, DT_STRSZ, DT_RPATH = 0, 1, 5, 7, 8, 10, 15
-DT_INIT_ARRAY, DT_INIT_ARRAYSZ, DT_RUNPATH = 25, 27, 29
+DT_INIT_ARRAY, DT_INIT_ARRAYSZ, DT_RUNPATH, DT_RELRSZ, DT_RELR = 25, 27, 29, 35, 36
 SHF_ALLOC, SHF_EXECINSTR = 2, 4
 #: Sections with what the linker searches and works off: symbols, strings, relocations, hashes, versions.
 _TABLES: Final = frozenset({3, 4, 5, 9, 11, 19, 0x6FFFFFF6, 0x6FFFFFFD, 0x6FFFFFFE, 0x6FFFFFFF})
@@ -74,13 +75,9 @@ class Elf:
         number = bisect_right(self.code, address, key=lambda code: code.start) - 1
         return number >= 0 and address < self.code[number].end
 
-    def segment(self, address: int) -> Segment | None:
+    def offset(self, address: int) -> int | None:
         """Where an address is in the file, if it is."""
-        number = bisect_right(self.segments, address, key=lambda segment: segment.address) - 1
-        if number < 0:
-            return None
-        found = self.segments[number]
-        return found if address < found.address + found.size else None
+        return _offset(self.segments, address)
 
 
 def parse_elf(read: ReadAt) -> Elf | None:
@@ -118,7 +115,7 @@ class _Parser:
         strings = self._table(DT_STRTAB, DT_STRSZ)
         interpreter = self._read(*self._special[PT_INTERP])[:PAGE] if PT_INTERP in self._special else b""
         search = next((_name(strings, self._values[tag]) for tag in (DT_RUNPATH, DT_RPATH) if tag in self._values), "")
-        words = array("Q", self._relocations())
+        words = _words(self._table(DT_RELA, DT_RELASZ), _RELOCATION_WORDS)
         return Elf(
             machine=self._machine,
             interpreter=_text(interpreter.split(b"\0")[0]) or None,
@@ -146,21 +143,13 @@ class _Parser:
                 return
             yield tag, value
 
-    def _offset(self, address: int) -> int | None:
-        for segment in self._segments:
-            if segment.address <= address < segment.address + segment.size:
-                return address - segment.address + segment.offset
-        return None
-
     def _table(self, address_tag: int, size_tag: int) -> bytes:
         """What the dynamic section says is at an address."""
-        offset = self._offset(self._values.get(address_tag, 0))
-        length = min(self._values.get(size_tag, 0), _MAX_TABLE)
-        return self._read(offset, length) if offset is not None and length else b""
+        return self._at(self._values.get(address_tag, 0), self._values.get(size_tag, 0))
 
-    def _relocations(self) -> bytes:
-        data = self._table(DT_RELA, DT_RELASZ)
-        return data[: len(data) // (8 * _RELOCATION_WORDS) * 8 * _RELOCATION_WORDS]
+    def _at(self, address: int, length: int) -> bytes:
+        offset = _offset(self._segments, address)
+        return self._read(offset, min(length, _MAX_TABLE)) if offset is not None and length else b""
 
     def _tables(self) -> Iterator[Range]:
         for _, kind, flags, _, offset, size, *_ in self._sections:
@@ -171,16 +160,19 @@ class _Parser:
 
     def _relocated(self, words: Sequence[int]) -> Iterator[Range]:
         """The pages that relocations write to."""
-        for page in {address // PAGE for address in words[::_RELOCATION_WORDS]}:
-            if (offset := self._offset(page * PAGE)) is not None:
+        packed = _words(self._table(DT_RELR, DT_RELRSZ))
+        for page in {address // PAGE for address in (*words[::_RELOCATION_WORDS], *_unpacked(packed))}:
+            if (offset := _offset(self._segments, page * PAGE)) is not None:
                 yield Range(offset, offset + PAGE)
 
     def _constructors(self, words: Sequence[int]) -> Iterator[int]:
-        """The addends of the relocations in DT_INIT_ARRAY, and in `.ctors`, which older compilers have."""
+        """What DT_INIT_ARRAY, and `.ctors` of older compilers, have in place or from relocations: the addends."""
         tables = [(self._values.get(DT_INIT_ARRAY, 0), self._values.get(DT_INIT_ARRAYSZ, 0)), *self._ctors()]
         kind = _RELATIVE.get(self._machine)
-        for places in (range(first, first + length) for first, length in tables if length):
-            for number in range(0, len(words), _RELOCATION_WORDS):
+        for first, length in tables:
+            yield from filter(None, _words(self._at(first, length)))
+            places = range(first, first + length)
+            for number in range(0, len(words) if length else 0, _RELOCATION_WORDS):
                 if words[number] in places and words[number + 1] == kind:
                     yield words[number + 2]
 
@@ -193,6 +185,38 @@ class _Parser:
         for name, _, _, address, _, length, *_ in self._sections:
             if names.startswith(b".ctors\0", name):
                 yield address, length
+
+
+def _offset(segments: Sequence[Segment], address: int) -> int | None:
+    number = bisect_right(segments, address, key=lambda segment: segment.address) - 1
+    if number < 0:
+        return None
+    found = segments[number]
+    return address - found.address + found.offset if address < found.address + found.size else None
+
+
+def _words(data: bytes, multiple: int = 1) -> array[int]:
+    """64-bit numbers, as many as there are whole rows of `multiple`."""
+    words = array("Q", data[: len(data) // (8 * multiple) * 8 * multiple])
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words
+
+
+def _unpacked(packed: Iterable[int]) -> Iterator[int]:
+    """Addresses in all pages that packed relative relocations write to.
+
+    An even word is the address of one; an odd one is a bitmap of the 63 words that follow the last.
+    """
+    following = 0
+    for word in packed:
+        if word & 1:
+            if word > 1:
+                yield from (following, following + 62 * 8)
+            following += 63 * 8
+        else:
+            yield word
+            following = word + 8
 
 
 def joined(ranges: Sequence[Range]) -> tuple[Range, ...]:

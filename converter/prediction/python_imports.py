@@ -10,7 +10,16 @@ from typing import Final, NamedTuple, Protocol
 
 from converter.prediction.files import File, ImageFiles
 from converter.prediction.python_layout import STARTUP, PythonLayout
-from converter.prediction.python_source import Import, LoadLibrary, ReadSources, Source, Step, Use, dotted_names
+from converter.prediction.python_source import (
+    MAX_SOURCE_BYTES,
+    Import,
+    LoadLibrary,
+    ReadSources,
+    Source,
+    Step,
+    Use,
+    dotted_names,
+)
 
 #: Beyond any image; bounds what a hostile one costs.
 MAX_MODULES: Final = 50_000
@@ -56,10 +65,12 @@ class _Module:
 
     @property
     def site(self) -> str | None:
-        """The directory of `sys.path` that it was found in."""
+        """The directory of `sys.path` that it was found in, unless symbolic links lead elsewhere."""
         if self.file is None:
             return None
-        return str(PurePosixPath(self.file.path).parents[self.name.count(".") + bool(self.directories)])
+        above = PurePosixPath(self.file.path).parents
+        depth = self.name.count(".") + bool(self.directories)
+        return str(above[depth]) if depth < len(above) else None
 
     @property
     def is_extension(self) -> bool:
@@ -93,8 +104,7 @@ class PythonImports:
             module = self._modules.get(f"{name}.__main__")
         if module is not None and module.file is not None and not module.is_extension:
             package = name if module.name.endswith(".__main__") else name.rpartition(".")[0]
-            text = self._files.read(module.file)
-            self._run(Source(text, "__main__", is_package=False, package=package))
+            self._run(Source(self._text(module.file), "__main__", is_package=False, package=package))
 
     def _begin(self, directory: str) -> None:
         self._path = (directory, *self._layout.path)
@@ -129,7 +139,11 @@ class PythonImports:
 
     def _parse(self, module: _Module) -> Source:
         assert module.file is not None
-        return Source(self._files.read(module.file), module.name, is_package=bool(module.directories))
+        return Source(self._text(module.file), module.name, is_package=bool(module.directories))
+
+    def _text(self, file: File) -> bytes:
+        """A source; nothing of one that is too large to be one."""
+        return self._files.read(file) if file.size <= MAX_SOURCE_BYTES else b""
 
     # Finding
 
@@ -280,7 +294,7 @@ class PythonImports:
         module = self._peek(star)
         if module is None or module.file is None or module.is_extension or not depth:
             return False
-        text = self._files.read(module.file)
+        text = self._text(module.file)
         if any(quote + name.encode() + quote in text for quote in (b'"', b"'")):
             return True
         if not module.directories:

@@ -56,12 +56,11 @@ class Source:
         self._package = package or (module if is_package else module.rpartition(".")[0])
         self._is_main = module == "__main__"
         self._body: Sequence[ast.stmt] = ()
-        if len(text) <= MAX_SOURCE_BYTES:
-            try:
-                with warnings.catch_warnings(action="ignore"):
-                    self._body = ast.parse(text).body
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
-                pass
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                self._body = ast.parse(text).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            pass
 
     def steps(self) -> Iterator[Step]:
         """Its execution; of a program, that of all its functions, too."""

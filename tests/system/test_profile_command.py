@@ -81,6 +81,7 @@ def test_recorded_pushed_replayed_and_converted_along(fastpull: CommandLine, tmp
 
 def test_predicted_replayed_and_recorded_in_spite_of_it(fastpull: CommandLine, tmp_path: Path) -> None:
     image = fastpull.push_converted(extra=64 * MIB)
+    nothing = ["sh", "-c", ":"]
     file = tmp_path / "app.profile"
     fastpull("profile", "predict", "--output", str(file), image)
     assert "has no profile" in fastpull("profile", "show", *run_dir(fastpull), image, status=3).stderr
@@ -88,13 +89,13 @@ def test_predicted_replayed_and_recorded_in_spite_of_it(fastpull: CommandLine, t
     predicted = shown(fastpull, image)
     assert predicted.reads == decode_profile(file.read_bytes()).reads
     assert "(predicted)" in fastpull("profile", "show", *run_dir(fastpull), image).stdout
-    fastpull("run", "--cold", *run_dir(fastpull), "--benchmark-mode", "completion", HOST, image, "true")
+    fastpull("run", "--cold", *run_dir(fastpull), "--benchmark-mode", "completion", HOST, image, *nothing)
     (row,) = json.loads(fastpull("profile", "list", "--json", *run_dir(fastpull)).stdout)
     assert (row["source"], row["recording"], row["stored"]) == ("prediction", False, False)
     assert row["frames_prefetched"] > 0
 
     # What it named is what a start reads of the shell and its libraries.
-    fastpull("profile", "record", "--cold", *run_dir(fastpull), HOST, image, "true")
+    fastpull("profile", "record", "--cold", *run_dir(fastpull), HOST, image, *nothing)
     seen = shown(fastpull, image)
     ranges = [(read.layer, read.offset, read.end) for read in predicted.reads]
     inside = [

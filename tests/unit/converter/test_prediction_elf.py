@@ -211,6 +211,26 @@ def test_one_without_another(ranges: tuple[Range, ...], taken: tuple[Range, ...]
     assert places(without(ranges, taken)) == [place for place in places(ranges) if place not in places(taken)]
 
 
+def test_constructors_that_need_no_relocation_are_known() -> None:
+    data = bytearray(library(constructors=(0x2000,)))
+    struct.pack_into("<Q", data, DATA_AT + 0x8000, 0x81000)
+    ranges = reached(parsed(bytes(data)), partial(reader, bytes(data)))
+    assert covers(ranges, 0x81000)
+
+
+def test_pages_that_packed_relocations_write_are_linked() -> None:
+    data = bytearray(library())
+    # In place of the relocations: one at the page 3, and in the bitmap behind it one of the 63 words from 0x4f00 on.
+    packed = struct.pack("<QQQ", DATA + 0x3000, DATA + 0x4EF8, 1 << 5 | 1)
+    data[DATA_AT + 0x2000 : DATA_AT + 0x2000 + len(packed)] = packed
+    dynamic = struct.pack("<QQQQ", 36, DATA + 0x2000, 35, len(packed))
+    data[DATA_AT : DATA_AT + 16 * 2] = struct.pack("<QQ", 5, DATA + 0x1000) + struct.pack("<QQ", 10, 1)
+    data[DATA_AT + 16 * 2 : DATA_AT + 16 * 4] = dynamic
+    linked = {page for start, end in parsed(bytes(data)).linked for page in range(start // PAGE, -(-end // PAGE))}
+    assert {(DATA_AT + page * PAGE) // PAGE for page in (3, 4, 5)} <= linked
+    assert (DATA_AT + 7 * PAGE) // PAGE not in linked
+
+
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh", b"\x7fELF\x01\x01" + bytes(60), b"\x7fELF\x02\x01"])
 def test_other_files_are_none(data: bytes) -> None:
     assert parse_elf(partial(reader, data)) is None
