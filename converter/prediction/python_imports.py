@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple, Protocol
 
 from converter.prediction.files import File, ImageFiles
+from converter.prediction.python_conditions import CONSTANTS, decide
 from converter.prediction.python_layout import STARTUP, PythonLayout
 from converter.prediction.python_source import (
     MAX_SOURCE_BYTES,
+    Decide,
     Import,
     LoadLibrary,
     ReadSources,
@@ -19,6 +21,7 @@ from converter.prediction.python_source import (
     Step,
     Use,
     dotted_names,
+    exports,
 )
 
 #: Beyond any image; bounds what a hostile one costs.
@@ -80,8 +83,11 @@ class _Module:
 class PythonImports:
     """Imports as one interpreter of the image does them: each module once."""
 
-    def __init__(self, files: ImageFiles, layout: PythonLayout, readers: Readers) -> None:
+    def __init__(
+        self, files: ImageFiles, layout: PythonLayout, readers: Readers, environment: Mapping[str, str]
+    ) -> None:
         self._files = files
+        self._environment = environment
         self._layout = layout
         self._readers = readers
         self._path: tuple[str, ...] = layout.path
@@ -112,7 +118,7 @@ class PythonImports:
 
     def _run(self, source: Source) -> None:
         main = _Module("__main__", None, source=source)
-        self._follow(self._execute(main, source.steps(), main.scope, 0))
+        self._follow(self._execute(main, source.steps(self._decide(main)), main.scope, 0))
 
     def _follow(self, first: Iterator[str]) -> None:
         """Import the names that are yielded; what a module imports in its turn comes before the next name."""
@@ -135,7 +141,7 @@ class PythonImports:
         compiled = self._files.file(self._layout.compiled(module.file.path))
         self._readers.read(compiled or module.file)
         module.source = self._parse(module)
-        return self._execute(module, module.source.steps(), module.scope, 0)
+        return self._execute(module, module.source.steps(self._decide(module)), module.scope, 0)
 
     def _parse(self, module: _Module) -> Source:
         assert module.file is not None
@@ -187,6 +193,32 @@ class PythonImports:
         if below in self._modules:
             return self._modules[below] is not None
         return bool(module.directories) and self._search(below, name, module.directories) is not None
+
+    # Deciding
+
+    def _decide(self, module: _Module) -> Decide:
+        """Of the conditions in a module: what is known of them when it is executed."""
+        return lambda test: decide(test, lambda name: self._constant(module, name), self._environment)
+
+    def _constant(self, module: _Module, name: str) -> object:
+        """What a name in a module stands for. Raises LookupError where that is no constant."""
+        if name == "__name__":
+            return module.name
+        first, _, rest = name.partition(".")
+        origin = module.scope.get(first)
+        if origin is None:
+            assert module.source is not None
+            return module.source.constants[name]
+        full = ".".join(filter(None, (*origin, rest)))
+        if full == "sys.version_info":
+            return tuple(map(int, self._layout.version.split(".")))
+        if full in CONSTANTS:
+            return CONSTANTS[full]
+        where, _, attribute = full.rpartition(".")
+        found = self._modules.get(where)
+        if found is None or found.source is None:
+            raise LookupError(name)
+        return found.source.constants[attribute]
 
     # Executing
 
@@ -265,7 +297,8 @@ class PythonImports:
                 return
             self._called.add((module.name, name))
             if source.has_function(name):
-                yield from self._execute(module, source.function(name), ChainMap({}, module.scope), depth + 1)
+                steps = source.function(name, self._decide(module))
+                yield from self._execute(module, steps, ChainMap({}, module.scope), depth + 1)
                 return
             origin = module.scope.get(name)
             found = self._modules.get(origin.module) if origin is not None and origin.attribute else None
@@ -290,12 +323,11 @@ class PythonImports:
         return told or next((star for star in stars if self._offers(star, name, _MAX_DEPTH)), None)
 
     def _offers(self, star: str, name: str, depth: int) -> bool:
-        """Whether a module seems to export a name: it quotes it, or a package tells type checkers of one that does."""
+        """Whether a module seems to export a name, or a package tells type checkers of one that does."""
         module = self._peek(star)
         if module is None or module.file is None or module.is_extension or not depth:
             return False
-        text = self._text(module.file)
-        if any(quote + name.encode() + quote in text for quote in (b'"', b"'")):
+        if exports(self._text(module.file), name):
             return True
         if not module.directories:
             return False

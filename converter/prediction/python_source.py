@@ -7,9 +7,14 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final, NamedTuple
+
+from converter.prediction.python_conditions import constants, dotted
+
+#: Whether a condition holds, if that is known.
+Decide = Callable[[ast.expr], bool | None]
 
 #: Larger sources are data.
 MAX_SOURCE_BYTES: Final = 4 << 20
@@ -62,16 +67,21 @@ class Source:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             pass
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self, decide: Decide) -> Iterator[Step]:
         """Its execution; of a program, that of all its functions, too."""
-        yield from self._statements(self._body)
+        yield from self._statements(self._body, decide)
         if self._is_main:
             for body in self._functions.values():
-                yield from self._statements(body)
+                yield from self._statements(body, decide)
 
-    def function(self, name: str) -> Iterator[Step]:
+    def function(self, name: str, decide: Decide) -> Iterator[Step]:
         """The execution of one of its functions; nothing if it has none of that name."""
-        return self._statements(self._functions.get(name, ()))
+        return self._statements(self._functions.get(name, ()), decide)
+
+    @cached_property
+    def constants(self) -> Mapping[str, object]:
+        """Names that stand for constants."""
+        return constants(self._body)
 
     def has_function(self, name: str) -> bool:
         return name in self._functions
@@ -97,9 +107,10 @@ class Source:
     def _for_type_checkers(self) -> Iterator[Import]:
         for statement in self._body:
             if isinstance(statement, ast.If) and _is_type_checking(statement.test):
-                yield from (step for step in self._statements(statement.body) if isinstance(step, Import))
+                steps = self._statements(statement.body, lambda _: None)
+                yield from (step for step in steps if isinstance(step, Import))
 
-    def _statements(self, body: Iterable[ast.stmt]) -> Iterator[Step]:
+    def _statements(self, body: Iterable[ast.stmt], decide: Decide) -> Iterator[Step]:
         for statement in body:
             match statement:
                 case ast.Import(names=names):
@@ -113,24 +124,27 @@ class Source:
                 case ast.ClassDef():
                     keywords = [keyword.value for keyword in statement.keywords]
                     yield from _expressions([*statement.decorator_list, *statement.bases, *keywords])
-                    yield from self._statements(statement.body)
+                    yield from self._statements(statement.body, decide)
                 case ast.If(test=test, body=then, orelse=otherwise):
                     yield from _expressions([test])
-                    if not _is_type_checking(test) and (self._is_main or not _is_main_guard(test)):
-                        yield from self._statements(then)
-                    yield from self._statements(otherwise)
+                    holds = False if _is_type_checking(test) else decide(test)
+                    if holds is not False:
+                        yield from self._statements(then, decide)
+                    if holds is not True:
+                        yield from self._statements(otherwise, decide)
                 case ast.Try() | ast.TryStar():
                     handlers = [inner for handler in statement.handlers for inner in handler.body]
-                    yield from self._statements([*statement.body, *handlers, *statement.orelse, *statement.finalbody])
+                    inner = [*statement.body, *handlers, *statement.orelse, *statement.finalbody]
+                    yield from self._statements(inner, decide)
                 case ast.With() | ast.AsyncWith():
                     yield from _expressions([item.context_expr for item in statement.items])
-                    yield from self._statements(statement.body)
+                    yield from self._statements(statement.body, decide)
                 case ast.For() | ast.AsyncFor():
                     yield from _expressions([statement.iter])
-                    yield from self._statements([*statement.body, *statement.orelse])
+                    yield from self._statements([*statement.body, *statement.orelse], decide)
                 case ast.While():
                     yield from _expressions([statement.test])
-                    yield from self._statements([*statement.body, *statement.orelse])
+                    yield from self._statements([*statement.body, *statement.orelse], decide)
                 case _:
                     yield from _expressions(ast.iter_child_nodes(statement))
 
@@ -152,7 +166,7 @@ def _expressions(nodes: Iterable[ast.AST]) -> Iterator[Step]:
             case ast.Lambda():
                 continue
             case ast.Call(func=function, args=arguments, keywords=keywords):
-                name = _dotted(function)
+                name = dotted(function)
                 if name is None:
                     stack.append(function)
                 elif name == _READS_SOURCES:
@@ -161,7 +175,7 @@ def _expressions(nodes: Iterable[ast.AST]) -> Iterator[Step]:
                     yield Use(name, called=True)
                 stack += [*[keyword.value for keyword in keywords], *arguments][::-1]
             case ast.Attribute():
-                name = _dotted(node)
+                name = dotted(node)
                 if name is None:
                     stack.append(node.value)
                 else:
@@ -180,21 +194,8 @@ def _texts(nodes: Iterable[ast.AST]) -> Iterator[str]:
                 yield inner.value
 
 
-def _dotted(node: ast.expr) -> str | None:
-    """`a.b.c`, if it is that."""
-    names = []
-    while isinstance(node, ast.Attribute):
-        names.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(names)]) if isinstance(node, ast.Name) else None
-
-
 def _is_type_checking(test: ast.expr) -> bool:
-    return (_dotted(test) or "").rpartition(".")[2] == "TYPE_CHECKING"
-
-
-def _is_main_guard(test: ast.expr) -> bool:
-    return isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
+    return (dotted(test) or "").rpartition(".")[2] == "TYPE_CHECKING"
 
 
 _DOTTED = re.compile(rb"(?<=\0)[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?=\0)")
@@ -203,3 +204,14 @@ _DOTTED = re.compile(rb"(?<=\0)[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?=\0)")
 def dotted_names(data: bytes) -> list[str]:
     """C strings in a compiled extension that may be names of modules it imports, each once."""
     return list(dict.fromkeys(name.decode() for name in _DOTTED.findall(data)))
+
+
+_ALL = re.compile(rb"__all__[^\[(]{0,200}[\[(]([^\])]*)")
+
+
+def exports(text: bytes, name: str) -> bool:
+    """Whether a source seems to define a name at its top, or has it in `__all__`; faster than parsing it."""
+    word = re.escape(name.encode())
+    if re.search(rb"^(?:class|def|async def) " + word + rb"\b|^" + word + rb"\s*[:=]", text, re.M):
+        return True
+    return any(quote + name.encode() + quote in listed for listed in _ALL.findall(text) for quote in (b'"', b"'"))

@@ -121,7 +121,7 @@ class _Start:
         if name in _SHELLS:
             self._shell(words[1:])
         elif (layout := python_layout(self._files, path, self._command.environment)) is not None:
-            self._python(PythonImports(self._files, layout, self), words[1:])
+            self._python(PythonImports(self._files, layout, self, self._command.environment), words[1:])
         elif name in _LAUNCHERS:
             self.follow(_launched(words[1:]))
         elif "--" in words:

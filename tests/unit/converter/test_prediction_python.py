@@ -64,7 +64,7 @@ def test_bytecode_is_read_in_place_of_the_source_it_is_of() -> None:
         ("from p.r import s", ["p/__init__.py", "p/r/__init__.py", "p/r/s.py", "p/q.py"]),
         ("import n.m", ["n/m.py"]),
         ("try:\n  import p\nexcept ImportError:\n  import x", ["p/__init__.py", "x.py"]),
-        ("if True:\n  import p\nelse:\n  import x", ["p/__init__.py", "x.py"]),
+        ("if unknown:\n  import p\nelse:\n  import x", ["p/__init__.py", "x.py"]),
         ("class A:\n  with b:\n    import x", ["x.py"]),
         ("for i in j:\n  while k:\n    import x", ["x.py"]),
         ("def late():\n  import x", ["x.py"]),
@@ -87,6 +87,52 @@ def test_imports(program: str, read: list[str]) -> None:
         "app/cycle2.py": "import cycle",
     }
     assert read_by(program, layer) == read
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ("True", True),
+        ("0", False),
+        ("not True", False),
+        ("unknown", None),
+        ("unknown and False", False),
+        ("unknown or 1", True),
+        ("unknown or 0", None),
+        ("sys.platform == 'win32'", False),
+        ("sys.platform.startswith('linux')", True),
+        ("sys.platform in ('darwin', 'win32')", False),
+        ("os.name != 'nt' and platform.system() == 'Linux'", True),
+        ("sys.version_info >= (3, 12)", False),
+        ("sys.version_info > [3, 9]", None),
+        ("version_info[0] < 3", None),
+        ("__name__ == '__main__'", False),
+        ("os.getenv('GIVEN') == 'yes'", True),
+        ("os.environ.get('ABSENT', '') or os.getenv('ABSENT')", False),
+        ("os.getenv()", None),
+        ("OWN", True),
+        ("TWICE", None),
+        ("LATE", None),
+        ("TOLD is None", True),
+        ("config.SIZE not in (8, 9)", False),
+        ("FROM_CONFIG == 9", True),
+        ("config.NOTHING", None),
+        ("1 < 2 < 3", None),
+        ("sys.platform < 3", None),
+        ("sys.maxsize > 2 ** 32", None),
+        ("(lambda: True)()", None),
+    ],
+)
+def test_conditions_that_are_decided_before_the_start(condition: str, holds: bool | None) -> None:
+    module = (
+        "import sys, os, platform, config\nfrom sys import version_info\nfrom config import SIZE as FROM_CONFIG\n"
+        "OWN = True\nTOLD: object = None\nTWICE = 1\nLATE = False\nfor TWICE in y: pass\n"
+        f"if {condition}:\n  import yes\nelse:\n  import no\ndef f():\n  global LATE\n  LATE = True\n"
+    )
+    layer = {"app/m.py": module, "app/yes.py": "# yes", "app/no.py": "# no", "app/config.py": "SIZE = 9"}
+    read = read_by("import m", layer, environment={"GIVEN": "yes"})
+    expected = {True: ["yes.py"], False: ["no.py"], None: ["yes.py", "no.py"]}[holds]
+    assert [path for path in read if path in ("yes.py", "no.py")] == expected
 
 
 @pytest.mark.parametrize(
@@ -122,9 +168,9 @@ def test_what_a_package_tells_type_checkers_is_where_it_has_a_name_from() -> Non
     lazy = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n  from .{0} import {1}\nelse:\n  import json"
     layer = {
         "app/models/__init__.py": lazy.format("sub", "*") + "\nif TYPE_CHECKING:\n  from .near import Near",
-        "app/models/near.py": "# near",
+        "app/models/near.py": "class Near: pass",
         "app/models/sub/__init__.py": lazy.format("one", "*") + "\nif TYPE_CHECKING:\n  from .two import *",
-        "app/models/sub/one.py": "__all__ = ['One']",
+        "app/models/sub/one.py": "NAMES = {'Two': 2}\n__all__ = ['One']",
         "app/models/sub/two.py": "__all__ = ['Two']\nimport yaml",
     }
     read = read_by("from models import Two, Near, Nobody", layer)
