@@ -223,7 +223,8 @@ class _Start:
 
 def _pages(ranges: Sequence[Range], size: int) -> tuple[Range, ...]:
     """The whole pages of a file that ranges touch."""
-    return joined([Range(start // PAGE * PAGE, -(-end // PAGE) * PAGE) for start, end in ranges if start < size])
+    inside = [(start, min(end, size)) for start, end in ranges if start < size]
+    return joined([Range(start // PAGE * PAGE, -(-end // PAGE) * PAGE) for start, end in inside])
 
 
 def _own_search(elf: Elf, file: File) -> list[str]:

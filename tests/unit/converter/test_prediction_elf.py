@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from converter.prediction import start
 from converter.prediction.constructors import reached
 from converter.prediction.elf import PAGE, Elf, Range, joined, parse_elf, without
 from converter.prediction.start import Command, predict
@@ -229,6 +230,19 @@ def test_pages_that_packed_relocations_write_are_linked() -> None:
     linked = {page for start, end in parsed(bytes(data)).linked for page in range(start // PAGE, -(-end // PAGE))}
     assert {(DATA_AT + page * PAGE) // PAGE for page in (3, 4, 5)} <= linked
     assert (DATA_AT + 7 * PAGE) // PAGE not in linked
+
+
+def test_what_is_read_around_the_end_of_a_file_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "WHOLE_LIBRARY_BYTES", 0)
+    last = DATA + DATA_BYTES - PAGE
+    data = library(constructors=(0x2000,), code={0x2000: address_of(0x2000, last)})
+    # The dynamic section where the file ends, so that its page is linked, and what is around the constant goes beyond.
+    at = 64 + 2 * 56
+    moved = struct.pack("<IIQQQQQQ", 2, 6, len(data), DATA, DATA, 16 * 8, 16 * 8, 8)
+    data = data[:at] + moved + data[at + 56 :] + data[DATA_AT : DATA_AT + 16 * 8]
+    reaches = predict(image({"lib": data}), Command(words=("/lib",)))
+    assert all(reach.length > 0 for reach in reaches)
+    assert max(reach.offset + reach.length for reach in reaches) == len(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh", b"\x7fELF\x01\x01" + bytes(60), b"\x7fELF\x02\x01"])
