@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 
 import zstandard
 
@@ -19,7 +17,7 @@ from fastpull.image_view import fetch_index
 from fastpull.profile_target import Target
 from fetcher.profiles.document import MAX_ROWS
 from fetcher.profiles.profile import Profile, Read, coalesced
-from fetcher.registry import RegistryClient
+from fetcher.registry import RegistryClient, parse_json_object
 from layerformat.annotations import LayerRef
 from layerformat.erofs_read import read_metadata
 from layerformat.frames import FrameTable, decode_frame
@@ -47,8 +45,7 @@ async def _config(client: RegistryClient, target: Target) -> Mapping[str, object
     """The member `config` of the image's configuration; empty where there is none."""
     manifest = await client.manifest(target.origin, target.digest)
     blob = b"".join([chunk async for chunk in client.pull_blob(target.origin, manifest.config.digest)])
-    document: Any = json.loads(blob)
-    config = document.get("config") if isinstance(document, dict) else None
+    config = parse_json_object(blob, f"the config of {target.reference}").get("config")
     return config if isinstance(config, dict) else {}
 
 

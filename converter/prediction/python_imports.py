@@ -36,7 +36,7 @@ _MAX_DEPTH: Final = 8
 class Readers(Protocol):
     """Who is told what is read, in order."""
 
-    def read(self, file: File) -> object:
+    def read(self, file: File) -> None:
         """A file as a whole."""
 
     def load(self, file: File) -> None:

@@ -12,7 +12,7 @@ from tests.bench.images import demo_server_image, imports_image, torch_image
 from tests.bench.next_version import NextVersion
 from tests.bench.prepare import Prepared, foretell, laboratory, learn, push, push_rivals
 from tests.bench.setting import Setting
-from tests.bench.start_rows import StartRows
+from tests.bench.start_rows import OURS, StartRows
 from tests.bench.table import Row
 from tests.bench.trials import Trial
 from tests.bench.workload import Outcome
@@ -26,12 +26,7 @@ ENDPOINT = "http://127.0.0.1:{port}/"
 MODES = (
     "overlayfs",
     "overlayfs-pigz",
-    "fastpull",
-    "fastpull-predicted",
-    "fastpull-profile",
-    "fastpull-packed",
-    "fastpull-along",
-    "fastpull-along-packed",
+    *OURS,
     "eager",
     *(rival.name for rival in rivals.ALL),
     "local",
@@ -39,7 +34,7 @@ MODES = (
 )
 _PACKED = frozenset({"fastpull-packed", "fastpull-along-packed"})
 _ALONG = frozenset({"fastpull-along", "fastpull-along-packed"})
-_LEARNT = _PACKED | _ALONG | {"fastpull-predicted", "fastpull-profile"}
+_LEARNT = _PACKED | _ALONG | {"fastpull-profile"}
 
 
 class ServerStarts:
@@ -63,7 +58,7 @@ class ServerStarts:
         with laboratory(setting) as bench:
             prepared = push_rivals(bench, setting, push(bench, setting, image), image)
             # The limit needs to know what a start touches, so the recording is made for every choice of modes but one.
-            if any(map(setting.wants, _LEARNT | {"fastpull"})):
+            if any(map(setting.wants, _LEARNT | {"fastpull", "fastpull-predicted"})):
                 along, packs = (any(map(setting.wants, names)) for names in (_ALONG, _PACKED))
                 prepared = learn(bench, setting, prepared, self.workload(), along=along, packs=packs)
             if setting.wants("fastpull-predicted"):

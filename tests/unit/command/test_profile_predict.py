@@ -11,7 +11,7 @@ from fastpull import profile_predict
 from fastpull.profile_predict import predict_profile
 from fastpull.profile_target import Target
 from fetcher.profiles.profile import Profile
-from fetcher.registry import OCI_MANIFEST, DigestMismatch, Reference, RegistryClient
+from fetcher.registry import OCI_MANIFEST, DigestMismatch, Reference, RegistryClient, RegistryError
 from layerformat.digest import sha256_digest
 from layerformat.errors import FormatError
 from tests.harness.fake_registry import FakeRegistry, Fault
@@ -94,11 +94,17 @@ async def test_it_downloads_what_tells_and_not_the_image(
     assert sum(int(last) - int(first) + 1 for first, last in bounds) < sum(layer.ref.size for layer in LAYERS) // 2
 
 
-@pytest.mark.parametrize("config", [{}, [], {"config": None}, {"config": {"Cmd": ["/absent"]}}, {"config": {"Cmd": 1}}])
+@pytest.mark.parametrize("config", [{}, {"config": None}, {"config": {"Cmd": ["/absent"]}}, {"config": {"Cmd": 1}}])
 async def test_nothing_is_told_of_a_command_that_is_not_there(
     client: RegistryClient, registry: FakeRegistry, config: Any
 ) -> None:
     assert await predict_profile(client, await target(client, registry, config)) is None
+
+
+async def test_a_config_that_is_none_is_told(client: RegistryClient, registry: FakeRegistry) -> None:
+    image = await target(client, registry, [])
+    with pytest.raises(RegistryError, match="the config of"):
+        await predict_profile(client, image)
 
 
 async def test_what_the_registry_has_wrong_is_told(client: RegistryClient, registry: FakeRegistry) -> None:
